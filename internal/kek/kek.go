@@ -96,8 +96,9 @@ const (
 	// KWP is AES key wrap with padding (RFC 5649, CKM 0x210B) by C_Encrypt over
 	// SHA-256(AAD) ‖ plaintext, since the mechanism itself takes no AAD.
 	KWP Mechanism = 4
-	// CBCHMAC is CKM_AES_CBC, then CKM_SHA256_HMAC under a second key of the same
-	// CKA_ID: IV(16) ‖ ciphertext ‖ MAC(32).
+	// CBCHMAC is CKM_AES_CBC with PKCS#7 padding, then CKM_SHA256_HMAC under a
+	// second key, whose CKA_ID is the KEK's with "/hmac" behind it:
+	// IV(16) ‖ ciphertext ‖ MAC(32).
 	CBCHMAC Mechanism = 5
 )
 

@@ -1,0 +1,95 @@
+package hsmtest
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/miekg/pkcs11"
+)
+
+// SetFaults replaces the faults of the fake token in a file, while it runs. Each
+// is a line: a function's name, then what happens to it and, with n=, how many
+// times (for ever without):
+//
+//	C_Encrypt rv=0x30 n=2     return a CK_RV
+//	C_Decrypt hang            never return
+//	C_Encrypt crash n=1       die of SIGSEGV
+//	C_DecryptInit ms=250      take longer
+func SetFaults(path string, faults ...string) error {
+	tmp := path + ".faults.new"
+	if err := os.WriteFile(tmp, []byte(strings.Join(faults, "\n")), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path+".faults")
+}
+
+// inject does to a call what the faults say. Faults with a count are used up in
+// the file, so that they are spent across processes too.
+func inject(path, call string) error {
+	lock, err := os.OpenFile(path+".faults.lock", os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // G304: a test's own file
+	if err != nil {
+		return fail(call, pkcs11.CKR_HOST_MEMORY)
+	}
+	fault, err := take(path, call, lock)
+	_ = lock.Close() // frees the lock
+	if err != nil {
+		return fail(call, pkcs11.CKR_HOST_MEMORY)
+	}
+	for _, word := range fault {
+		name, value, _ := strings.Cut(word, "=")
+		switch name {
+		case "hang":
+			select {}
+		case "crash":
+			_ = syscall.Kill(os.Getpid(), syscall.SIGSEGV)
+			select {}
+		case "print":
+			fmt.Fprintln(os.Stderr, value)
+		case "ms":
+			ms, _ := strconv.Atoi(value)
+			time.Sleep(time.Duration(ms) * time.Millisecond)
+		case "rv":
+			rv, _ := strconv.ParseUint(value, 0, 32)
+			return fail(call, uint(rv))
+		}
+	}
+	return nil
+}
+
+// take returns the words of the first fault for a call, and counts it down.
+func take(path, call string, lock *os.File) ([]string, error) {
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil { //nolint:gosec // G115: a file descriptor
+		return nil, err
+	}
+	b, err := os.ReadFile(path + ".faults") //nolint:gosec // G304: a test's own file
+	if err != nil {
+		return nil, nil // none set
+	}
+	lines := strings.Split(string(b), "\n")
+	for i, line := range lines {
+		words := strings.Fields(line)
+		if len(words) == 0 || words[0] != call {
+			continue
+		}
+		for j, w := range words {
+			left, counted := strings.CutPrefix(w, "n=")
+			if !counted {
+				continue
+			}
+			n, _ := strconv.Atoi(left)
+			if n <= 1 {
+				lines = append(lines[:i], lines[i+1:]...)
+			} else {
+				words[j] = "n=" + strconv.Itoa(n-1)
+				lines[i] = strings.Join(words, " ")
+			}
+			return words[1:], SetFaults(path, lines...)
+		}
+		return words[1:], nil
+	}
+	return nil, nil
+}

@@ -1,0 +1,226 @@
+package hsm
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"kekd/hsm/wire"
+	"kekd/internal/kek"
+)
+
+// suffixDestroy stands in a key's label behind the ring's own, and before a date,
+// when the key is scheduled for destruction.
+const suffixDestroy = "/destroy-after-"
+
+// describeKey turns what the token tells into an Info. Its State is Disabled,
+// Scheduled, or not set yet.
+func describeKey(ring string, k wire.Key) kek.Info {
+	info := kek.Info{Ring: ring, ID: kek.ID(k.ID), CheckValue: k.CheckValue, Attributes: k.Attributes}
+	info.Activation, _ = info.ID.Activation()
+	suffix := strings.TrimPrefix(k.Attributes.Label, ring)
+	switch {
+	case suffix == "":
+		if d := k.Attributes.Decrypt; d != nil && !*d {
+			info.State = kek.Disabled
+		}
+	case strings.HasPrefix(suffix, suffixDestroy):
+		if day, err := time.Parse(time.DateOnly, strings.TrimPrefix(suffix, suffixDestroy)); err == nil {
+			info.State, info.DestroyAfter = kek.Scheduled, day
+			break
+		}
+		info.State = kek.Disabled
+	default:
+		// suffixDisabled, or a suffix of a later version: out of use either way.
+		info.State = kek.Disabled
+	}
+	return info
+}
+
+// Published is what this node remembers of the keys that it has told Kubernetes
+// about. It is what keeps the ring from going backwards across restarts.
+type Published struct {
+	// Last is the id of the last primary, empty before the first.
+	Last kek.ID `json:"last"`
+	// Before are the ids that were primary before, oldest first.
+	Before []kek.ID `json:"before"`
+}
+
+// Advance returns p with id as the last primary.
+func (p Published) Advance(id kek.ID) Published {
+	if p.Last == id {
+		return p
+	}
+	if p.Last == "" {
+		return Published{Last: id}
+	}
+	return Published{Last: id, Before: append(slices.Clone(p.Before), p.Last)}
+}
+
+// RingOptions is what BuildRing needs besides the keys.
+type RingOptions struct {
+	Now time.Time
+	// Published is what this node published before.
+	Published Published
+	// Primary names the primary among keys that other tools made; empty if the
+	// configuration names none.
+	Primary kek.ID
+}
+
+// BuildRing derives the state of every key and finds the primary: the newest
+// activated key. It is a pure function of the token's attributes, the time and
+// what was published, so all nodes come to the same result.
+//
+// The ring that it returns is good for decryption even when there is an error,
+// which then says why nothing may encrypt: kek.ErrNoKey when no key is
+// activated, kek.ErrRevoked when the newest activated key is out of use or the
+// last published one is gone (the ring never falls back to an older key:
+// Kubernetes forbids a key_id that returns), kek.ErrRefused when the primary has
+// CKA_ENCRYPT=false. Only with kek.ErrAmbiguous there is no ring.
+func BuildRing(label string, keys []kek.Info, o RingOptions) (*kek.Ring, error) {
+	keys = slices.Clone(keys)
+	slices.SortFunc(keys, func(a, b kek.Info) int { return a.ID.Compare(b.ID) })
+	if err := checkIDs(keys); err != nil {
+		return nil, err
+	}
+	newest, err := newestActivated(keys, o)
+	if err != nil {
+		return nil, err
+	}
+	for i := range keys {
+		switch k := &keys[i]; {
+		case k.State != 0: // out of use
+		case i > newest && isOwn(k.ID):
+			k.State = kek.Pending
+		default:
+			k.State = kek.Retired
+		}
+	}
+	ring := &kek.Ring{Label: label, Keys: keys}
+	if newest < 0 {
+		return ring, noPrimary(keys, o.Published)
+	}
+	k := &keys[newest]
+	switch {
+	case backwards(k.ID, o.Published):
+		return ring, fmt.Errorf("%w: the last primary %s is gone, and %s is older; a new key must be created", kek.ErrRevoked, o.Published.Last, k.ID)
+	case k.State == kek.Disabled || k.State == kek.Scheduled:
+		return ring, fmt.Errorf("%w: the newest key %s is %s; the ring does not fall back to an older one", kek.ErrRevoked, k.ID, k.State)
+	case k.Attributes.Encrypt != nil && !*k.Attributes.Encrypt:
+		return ring, fmt.Errorf("%w: the key %s has CKA_ENCRYPT=false", kek.ErrRefused, k.ID)
+	}
+	k.State = kek.Primary
+	return ring, nil
+}
+
+func isOwn(id kek.ID) bool {
+	_, own := id.Activation()
+	return own
+}
+
+// checkIDs refuses a ring in which an id does not name one key.
+func checkIDs(keys []kek.Info) error {
+	for i, k := range keys {
+		switch {
+		case len(k.ID) == 0:
+			return fmt.Errorf("%w: a key of the ring has no CKA_ID; give it one of its own (pkcs11-tool --set-id)", kek.ErrAmbiguous)
+		case len(k.ID) > kek.MaxIDSize:
+			return fmt.Errorf("%w: the CKA_ID %s has %d bytes, at most %d are supported", kek.ErrAmbiguous, k.ID, len(k.ID), kek.MaxIDSize)
+		case i > 0 && keys[i-1].ID == k.ID:
+			return fmt.Errorf("%w: two keys of the ring have the CKA_ID %s; give each an id of its own (pkcs11-tool --set-id)", kek.ErrAmbiguous, k.ID)
+		}
+	}
+	return nil
+}
+
+// newestActivated returns the index of the newest activated key, in use or not;
+// -1 when there is none. keys are sorted.
+func newestActivated(keys []kek.Info, o RingOptions) (int, error) {
+	// What was published once was activated, whatever the clock says now.
+	now := o.Now
+	if t, ok := o.Published.Last.Activation(); ok && t.After(now) {
+		now = t
+	}
+	for i, k := range slices.Backward(keys) {
+		if isOwn(k.ID) && !k.Activation.After(now) {
+			return i, nil
+		}
+	}
+	// Only keys of other tools are left. Nothing orders them.
+	var foreign []int
+	for i, k := range keys {
+		if isOwn(k.ID) {
+			continue
+		}
+		if k.ID == o.Primary {
+			return i, nil
+		}
+		if k.State == 0 {
+			foreign = append(foreign, i)
+		}
+	}
+	switch {
+	case o.Primary != "" && !isOwn(o.Primary) && len(keys) > 0:
+		return -1, fmt.Errorf("%w: keyRing.primary names %s, which is not in the ring; it has %s", kek.ErrAmbiguous, o.Primary, list(keys))
+	case len(foreign) == 0:
+		return lastForeign(keys), nil
+	case len(foreign) == 1:
+		return foreign[0], nil
+	}
+	return -1, fmt.Errorf("%w: the ring has %d keys that kekctl did not create, and nothing tells which is the newest: %s; name one by keyRing.primary, or create one with kekctl key create", kek.ErrAmbiguous, len(foreign), list(keys))
+}
+
+// lastForeign returns some key of another tool that is out of use, so that its
+// state explains why the ring has no primary; -1 when there is none.
+func lastForeign(keys []kek.Info) int {
+	for i, k := range slices.Backward(keys) {
+		if !isOwn(k.ID) {
+			return i
+		}
+	}
+	return -1
+}
+
+// backwards reports whether making id primary would bring back what was before.
+func backwards(id kek.ID, p Published) bool {
+	switch {
+	case p.Last == "" || id == p.Last:
+		return false
+	case isOwn(id) || isOwn(p.Last):
+		return id.Compare(p.Last) < 0
+	}
+	return slices.Contains(p.Before, id)
+}
+
+func noPrimary(keys []kek.Info, p Published) error {
+	if p.Last != "" {
+		return fmt.Errorf("%w: the last primary %s is gone", kek.ErrRevoked, p.Last)
+	}
+	for _, k := range keys {
+		if k.State == kek.Pending {
+			return fmt.Errorf("%w: the first key activates at %s", kek.ErrNoKey, k.Activation.Format(time.RFC3339))
+		}
+	}
+	return fmt.Errorf("%w: create one with kekctl key create", kek.ErrNoKey)
+}
+
+func list(keys []kek.Info) string {
+	ids := make([]string, 0, len(keys))
+	for _, k := range keys {
+		ids = append(ids, k.ID.String())
+	}
+	return strings.Join(ids, ", ")
+}
+
+// Hint returns the remedy that an error carries, empty if none.
+func Hint(err error) string {
+	if e, ok := errors.AsType[*wire.Error](err); ok {
+		return e.Hint
+	}
+	if e, ok := errors.AsType[*latchedError](err); ok {
+		return e.Hint()
+	}
+	return ""
+}

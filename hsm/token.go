@@ -1,0 +1,307 @@
+package hsm
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"os/exec"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"kekd/hsm/wire"
+	"kekd/internal/kek"
+	"kekd/internal/secret"
+)
+
+// PINSource is where the PIN comes from. String names it without the content.
+type PINSource interface {
+	Read() (secret.Bytes, error)
+	String() string
+}
+
+// Observer learns of what happens, for metrics. Its methods must not block.
+type Observer interface {
+	// HSMOperation is one operation as the caller of Token saw it. The result is
+	// "ok" or an error class.
+	HSMOperation(op, result string, elapsed time.Duration)
+	// HSMWorkerRestart is a worker that came to its end other than by Close.
+	HSMWorkerRestart(reason string)
+	// HSMSessions is how many sessions have a call in flight, and how many calls
+	// wait for one.
+	HSMSessions(inUse, waiting int)
+	// HSMLatched tells whether the PIN is latched.
+	HSMLatched(latched bool)
+}
+
+// Config is all that a Token needs. Every field without a remark is required.
+type Config struct {
+	// Module is the absolute path of the vendor's PKCS#11 library.
+	Module string
+	// InitArgs is handed to C_Initialize as pReserved; empty for nearly all modules.
+	InitArgs string
+	// Env is the worker's whole environment.
+	Env map[string]string
+	// Token selects exactly one token.
+	Token wire.Selector
+	PIN   PINSource
+	// Sessions is the size of the session pool, from 1 to 64.
+	Sessions int
+	// CallTimeout is how long a call into the module may take before the worker
+	// is killed.
+	CallTimeout time.Duration
+	// Mechanism pins aes-gcm, aes-kwp or aes-cbc-hmac. Empty takes the first that
+	// is proven to work.
+	Mechanism string
+	// AllowFinalPINTry logs in although the token says that one more wrong PIN
+	// locks it.
+	AllowFinalPINTry bool
+	// Ring is the key ring's label.
+	Ring string
+	// Latch keeps the PIN latch across restarts.
+	Latch  LatchStore
+	Logger *zap.Logger
+	// Observer may be nil.
+	Observer Observer
+	// Command makes the worker's command; nil re-executes this binary.
+	Command func() *exec.Cmd
+}
+
+// Token is the HSM's token. It is safe for concurrent use, and satisfies
+// keycache.Wrapper. Making one does nothing yet: the worker starts with the
+// first call.
+//
+// Errors wrap the sentinels of package kek; the detail is a *wire.Error where
+// the module was asked.
+type Token struct {
+	cfg Config
+	sup *supervisor
+
+	mu sync.Mutex
+	// proven is the key and mechanism of the last successful Prove. A new worker
+	// proves them again before it serves. Guarded by mu.
+	proven provenKey
+}
+
+type provenKey struct {
+	id   kek.ID
+	mech kek.Mechanism
+}
+
+// New makes a Token.
+func New(cfg Config) *Token {
+	if cfg.Observer == nil {
+		cfg.Observer = noObserver{}
+	}
+	if cfg.Command == nil {
+		cfg.Command = selfCommand
+	}
+	t := &Token{cfg: cfg}
+	t.sup = newSupervisor(cfg, t.lastProven)
+	return t
+}
+
+func (t *Token) lastProven() provenKey {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.proven
+}
+
+// Close ends the worker. Calls in flight fail.
+func (t *Token) Close() { t.sup.close() }
+
+// Info describes the token; it starts the worker if none runs.
+func (t *Token) Info(ctx context.Context) (wire.TokenInfo, error) {
+	p, err := t.sup.get(ctx)
+	if err != nil {
+		return wire.TokenInfo{}, err
+	}
+	return p.token, nil
+}
+
+// Describe returns what the running worker said of the token, without touching
+// anything; false when no worker runs.
+func (t *Token) Describe() (wire.TokenInfo, bool) {
+	p := t.sup.current()
+	if p == nil {
+		return wire.TokenInfo{}, false
+	}
+	return p.token, true
+}
+
+// WorkerPID returns the running worker's process id; 0 when none runs.
+func (t *Token) WorkerPID() int {
+	p := t.sup.current()
+	if p == nil {
+		return 0
+	}
+	return p.cmd.Process.Pid
+}
+
+// Keys lists the ring's keys with their attributes, in no order and with no
+// state but Disabled or Scheduled: BuildRing derives the rest.
+func (t *Token) Keys(ctx context.Context) ([]kek.Info, error) {
+	var reply wire.KeysReply
+	if _, err := t.do(ctx, wire.OpKeys, retry, struct{}{}, nil, &reply); err != nil {
+		return nil, fmt.Errorf("list the key ring: %w", err)
+	}
+	keys := make([]kek.Info, 0, len(reply.Keys))
+	for _, k := range reply.Keys {
+		keys = append(keys, describeKey(t.cfg.Ring, k))
+	}
+	return keys, nil
+}
+
+// Prove finds the mechanism that works with a key, by using it, and remembers
+// both. The strings say what was passed over and why. A mechanism that was found
+// earlier is not silently replaced by another one.
+func (t *Token) Prove(ctx context.Context, id kek.ID) (kek.Mechanism, []string, error) {
+	var reply wire.ProveReply
+	req := wire.ProveRequest{ID: []byte(id), Mechanism: t.cfg.Mechanism}
+	if _, err := t.do(ctx, wire.OpProve, retry, req, nil, &reply); err != nil {
+		return 0, nil, fmt.Errorf("prove key %s: %w", id, err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.proven.id == id && t.proven.mech != reply.Mechanism {
+		return 0, nil, fmt.Errorf("prove key %s: %w: the token does %s now, it did %s before", id, kek.ErrRefused, reply.Mechanism, t.proven.mech)
+	}
+	t.proven = provenKey{id, reply.Mechanism}
+	return reply.Mechanism, reply.Tried, nil
+}
+
+// Create makes a KEK with this CKA_ID on the token and proves it. It is never
+// tried twice: when the answer is lost, the key may exist.
+func (t *Token) Create(ctx context.Context, id kek.ID) (kek.Info, kek.Mechanism, error) {
+	var reply wire.CreateReply
+	req := wire.CreateRequest{ID: []byte(id), Mechanism: t.cfg.Mechanism}
+	if _, err := t.do(ctx, wire.OpCreate, noRetry, req, nil, &reply); err != nil {
+		return kek.Info{}, 0, fmt.Errorf("create key %s: %w", id, err)
+	}
+	return describeKey(t.cfg.Ring, reply.Key), reply.Proof.Mechanism, nil
+}
+
+// Wrap encrypts plaintext under a KEK, bound to the AAD, which must not be empty.
+func (t *Token) Wrap(ctx context.Context, id kek.ID, m kek.Mechanism, plaintext secret.Bytes, aad []byte) ([]byte, error) {
+	var reply wire.WrapReply
+	req := wire.WrapRequest{ID: []byte(id), Mechanism: m, AAD: aad}
+	if _, err := t.do(ctx, wire.OpWrap, retry, req, plaintext, &reply); err != nil {
+		return nil, fmt.Errorf("wrap under key %s: %w", id, err)
+	}
+	return reply.Blob, nil
+}
+
+// Unwrap is the reverse of Wrap. The caller owns the result and wipes it.
+func (t *Token) Unwrap(ctx context.Context, id kek.ID, m kek.Mechanism, blob, aad []byte) (secret.Bytes, error) {
+	req := wire.UnwrapRequest{ID: []byte(id), Mechanism: m, AAD: aad, Blob: blob}
+	plain, err := t.do(ctx, wire.OpUnwrap, retry, req, nil, nil)
+	if err != nil {
+		return nil, fmt.Errorf("unwrap under key %s: %w", id, err)
+	}
+	return plain, nil
+}
+
+// probeAAD marks what a probe encrypts. Nothing that is stored has this AAD.
+const probeAAD = "kekd/v1/probe"
+
+// Probe encrypts and decrypts a random value under a KEK and compares. Both
+// directions, since the right to decrypt can be lost alone.
+func (t *Token) Probe(ctx context.Context, id kek.ID, m kek.Mechanism) error {
+	plain := make(secret.Bytes, 32)
+	if _, err := rand.Read(plain); err != nil {
+		return err
+	}
+	defer plain.Wipe()
+	var reply wire.WrapReply
+	wrap := wire.WrapRequest{ID: []byte(id), Mechanism: m, AAD: []byte(probeAAD)}
+	if _, err := t.observe(ctx, "probe-encrypt", wire.OpWrap, retry, wrap, plain, &reply); err != nil {
+		return fmt.Errorf("probe key %s: %w", id, err)
+	}
+	unwrap := wire.UnwrapRequest{ID: []byte(id), Mechanism: m, AAD: []byte(probeAAD), Blob: reply.Blob}
+	back, err := t.observe(ctx, "probe-decrypt", wire.OpUnwrap, retry, unwrap, nil, nil)
+	if err != nil {
+		return fmt.Errorf("probe key %s: %w", id, err)
+	}
+	defer back.Wipe()
+	if subtle.ConstantTimeCompare(plain, back) != 1 {
+		return fmt.Errorf("probe key %s: %w: it decrypted to something else than was encrypted", id, kek.ErrUnavailable)
+	}
+	return nil
+}
+
+// repeat says whether a call may be done again on a new worker.
+type repeat bool
+
+const (
+	retry   repeat = true
+	noRetry repeat = false
+)
+
+// do runs a call under the operation's own name.
+func (t *Token) do(ctx context.Context, op wire.Kind, again repeat, meta any, sec secret.Bytes, reply any) (secret.Bytes, error) {
+	return t.observe(ctx, op.String(), op, again, meta, sec, reply)
+}
+
+// observe runs a call, on a second worker if the first one failed under it, and
+// reports how it went.
+func (t *Token) observe(ctx context.Context, name string, op wire.Kind, again repeat, meta any, sec secret.Bytes, reply any) (secret.Bytes, error) {
+	start := time.Now()
+	out, err := t.attempt(ctx, op, again, meta, sec, reply)
+	t.cfg.Observer.HSMOperation(name, resultOf(err), time.Since(start))
+	return out, err
+}
+
+func (t *Token) attempt(ctx context.Context, op wire.Kind, again repeat, meta any, sec secret.Bytes, reply any) (secret.Bytes, error) {
+	for tries := 1; ; tries++ {
+		p, err := t.sup.get(ctx)
+		if err != nil {
+			return nil, err
+		}
+		out, err := p.call(ctx, op, meta, sec, reply)
+		if err == nil || !faulty(err) {
+			return out, err
+		}
+		t.sup.replace(p, err)
+		if !again || tries == 2 || ctx.Err() != nil {
+			return nil, err
+		}
+	}
+}
+
+// faulty reports whether an error means that the worker must be replaced.
+func faulty(err error) bool {
+	if errors.Is(err, errWorkerGone) {
+		return true
+	}
+	e, ok := errors.AsType[*wire.Error](err)
+	return ok && e.Class == wire.ClassToken
+}
+
+// resultOf is an error's class as the metrics spell it.
+func resultOf(err error) string {
+	if err == nil {
+		return "ok"
+	}
+	if e, ok := errors.AsType[*wire.Error](err); ok {
+		return e.Class.String()
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return "timeout"
+	case errors.Is(err, context.Canceled):
+		return "canceled"
+	case errors.Is(err, kek.ErrPIN):
+		return wire.ClassPIN.String()
+	}
+	return "unavailable"
+}
+
+type noObserver struct{}
+
+func (noObserver) HSMOperation(string, string, time.Duration) {}
+func (noObserver) HSMWorkerRestart(string)                    {}
+func (noObserver) HSMSessions(int, int)                       {}
+func (noObserver) HSMLatched(bool)                            {}

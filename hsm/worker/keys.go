@@ -1,0 +1,270 @@
+package worker
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/miekg/pkcs11"
+
+	"kekd/hsm/wire"
+	"kekd/internal/kek"
+)
+
+// maxObjects bounds a search for keys on the token.
+const maxObjects = 10_000
+
+func attr(typ uint, value any) *pkcs11.Attribute { return pkcs11.NewAttribute(typ, value) }
+
+// ofRing reports whether a CKA_LABEL belongs to the ring: the ring's own label,
+// or that label with a suffix that marks a state.
+func ofRing(label, ring string) bool {
+	return label == ring || strings.HasPrefix(label, ring+"/")
+}
+
+// Keys lists the ring, in no order. Keys of other labels are not touched.
+func (w *Worker) Keys() (wire.KeysReply, error) {
+	found, err := w.scan()
+	if err != nil {
+		return wire.KeysReply{}, err
+	}
+	if err := w.tokenAnswers(); err != nil {
+		return wire.KeysReply{}, err
+	}
+	present := make(map[kek.ID]bool)
+	reply := wire.KeysReply{Keys: []wire.Key{}}
+	for _, f := range found {
+		id := kek.ID(f.key.ID)
+		if present[id] {
+			// The check value is the first one's; the parent refuses duplicates anyway.
+			reply.Keys = append(reply.Keys, f.key)
+			continue
+		}
+		present[id] = true
+		k, err := w.remember(id, f)
+		if err != nil {
+			return wire.KeysReply{}, err
+		}
+		f.key.CheckValue, f.key.HMAC = k.kcv, k.hasHMAC
+		reply.Keys = append(reply.Keys, f.key)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id := range w.handles {
+		if !present[id] {
+			return wire.KeysReply{}, vanished(id)
+		}
+	}
+	return reply, nil
+}
+
+// vanished reports a key that this process has met and can't find any more. It
+// may be destroyed, or the module may have lost the token without saying so:
+// only a fresh process can tell, so this counts as the token's fault here.
+func vanished(id kek.ID) *wire.Error {
+	return &wire.Error{Class: wire.ClassToken, Text: fmt.Sprintf("key %s is not found any more", id)}
+}
+
+// candidate is an AES key of the ring as a search found it.
+type candidate struct {
+	key     wire.Key
+	aes     pkcs11.ObjectHandle
+	hmac    pkcs11.ObjectHandle
+	hasHMAC bool
+}
+
+// scan finds all AES keys of the ring and their HMAC companions.
+func (w *Worker) scan() ([]candidate, error) {
+	var found []candidate
+	err := w.onSession("list the keys", func(s session) error {
+		found = nil
+		companions, err := w.companions(s, nil)
+		if err != nil {
+			return err
+		}
+		objects, err := w.module.FindObjects(s.handle, []*pkcs11.Attribute{
+			attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
+		}, maxObjects)
+		if err != nil {
+			return err
+		}
+		for _, o := range objects {
+			c, ok, err := w.describe(s, o)
+			if err != nil {
+				return err
+			}
+			if ok {
+				c.hmac, c.hasHMAC = companions[kek.ID(c.key.ID)]
+				found = append(found, c)
+			}
+		}
+		return nil
+	})
+	return found, err
+}
+
+// companions finds the HMAC keys of the ring, or of one KEK of it, by the KEK's id.
+func (w *Worker) companions(s session, id *kek.ID) (map[kek.ID]pkcs11.ObjectHandle, error) {
+	template := []*pkcs11.Attribute{
+		attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET),
+	}
+	if id != nil {
+		template = append(template, attr(pkcs11.CKA_ID, []byte(*id+hmacSuffix)))
+	}
+	objects, err := w.module.FindObjects(s.handle, template, maxObjects)
+	if err != nil {
+		return nil, err
+	}
+	byID := make(map[kek.ID]pkcs11.ObjectHandle)
+	for _, o := range objects {
+		label, err := w.module.GetAttribute(s.handle, o, pkcs11.CKA_LABEL)
+		if err != nil {
+			return nil, err
+		}
+		if !ofRing(string(label), w.ring) {
+			continue
+		}
+		b, err := w.module.GetAttribute(s.handle, o, pkcs11.CKA_ID)
+		if err != nil {
+			return nil, err
+		}
+		if of, ok := strings.CutSuffix(string(b), hmacSuffix); ok {
+			byID[kek.ID(of)] = o
+		}
+	}
+	return byID, nil
+}
+
+// describe reads an AES key's attributes; false when it is not of the ring.
+func (w *Worker) describe(s session, o pkcs11.ObjectHandle) (candidate, bool, error) {
+	label, err := w.module.GetAttribute(s.handle, o, pkcs11.CKA_LABEL)
+	if err != nil {
+		return candidate{}, false, err
+	}
+	if !ofRing(string(label), w.ring) {
+		return candidate{}, false, nil
+	}
+	id, err := w.module.GetAttribute(s.handle, o, pkcs11.CKA_ID)
+	if err != nil {
+		return candidate{}, false, err
+	}
+	c := candidate{aes: o, key: wire.Key{ID: id, Attributes: kek.Attributes{Label: string(label)}}}
+	a := &c.key.Attributes
+	for _, f := range []struct {
+		typ uint
+		to  **bool
+	}{
+		{pkcs11.CKA_ENCRYPT, &a.Encrypt}, {pkcs11.CKA_DECRYPT, &a.Decrypt},
+		{pkcs11.CKA_SENSITIVE, &a.Sensitive}, {pkcs11.CKA_EXTRACTABLE, &a.Extractable},
+		{pkcs11.CKA_ALWAYS_SENSITIVE, &a.AlwaysSensitive}, {pkcs11.CKA_NEVER_EXTRACTABLE, &a.NeverExtractable},
+		{pkcs11.CKA_LOCAL, &a.Local},
+	} {
+		if *f.to, err = w.readBool(s, o, f.typ); err != nil {
+			return candidate{}, false, err
+		}
+	}
+	size, err := w.readUlong(s, o, pkcs11.CKA_VALUE_LEN)
+	if err != nil {
+		return candidate{}, false, err
+	}
+	a.Bits = int(size) * 8 //nolint:gosec // G115: an AES key's length in bytes
+	return c, true, nil
+}
+
+// key returns the handles of a key, searching for it at its first use.
+func (w *Worker) key(id kek.ID) (*handle, error) {
+	w.mu.Lock()
+	k := w.handles[id]
+	w.mu.Unlock()
+	if k != nil {
+		return k, nil
+	}
+	k, err := w.find(id)
+	if err != nil {
+		return nil, err
+	}
+	if k == nil {
+		return nil, &wire.Error{
+			Class: wire.ClassNoKey, Text: fmt.Sprintf("the token has no AES key with CKA_ID %s in the ring %q", id, w.ring),
+			Hint: "kekctl key list shows the ring",
+		}
+	}
+	return k, nil
+}
+
+// find searches the token for a key of the ring; nil when there is none.
+func (w *Worker) find(id kek.ID) (*handle, error) {
+	var found []candidate
+	err := w.onSession("find key "+id.String(), func(s session) error {
+		found = nil
+		objects, err := w.module.FindObjects(s.handle, []*pkcs11.Attribute{
+			attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
+			attr(pkcs11.CKA_ID, []byte(id)),
+		}, maxObjects)
+		if err != nil {
+			return err
+		}
+		for _, o := range objects {
+			c, ok, err := w.describe(s, o)
+			if err != nil {
+				return err
+			}
+			if ok {
+				found = append(found, c)
+			}
+		}
+		if len(found) != 1 {
+			return nil
+		}
+		companions, err := w.companions(s, &id)
+		if err != nil {
+			return err
+		}
+		found[0].hmac, found[0].hasHMAC = companions[id]
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	switch len(found) {
+	case 1:
+		return w.remember(id, found[0])
+	case 0:
+		if err := w.tokenAnswers(); err != nil {
+			return nil, err
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.handles[id] != nil {
+			return nil, vanished(id)
+		}
+		return nil, nil
+	}
+	return nil, &wire.Error{
+		Class: wire.ClassAmbiguous, Text: fmt.Sprintf("%d keys have CKA_ID %s in the ring %q", len(found), id, w.ring),
+		Hint: "give each key an id of its own, for example with pkcs11-tool --set-id",
+	}
+}
+
+// remember keeps a key's handles. The check value is computed once for each
+// object; another one under a known id means that the key was swapped.
+func (w *Worker) remember(id kek.ID, c candidate) (*handle, error) {
+	w.mu.Lock()
+	old := w.handles[id]
+	w.mu.Unlock()
+	if old != nil && old.aes == c.aes && old.hasHMAC == c.hasHMAC && old.hmac == c.hmac {
+		return old, nil
+	}
+	kcv, err := w.checkValue(c.aes)
+	if err != nil {
+		return nil, err
+	}
+	if old != nil && old.kcv != kcv {
+		return nil, &wire.Error{Class: wire.ClassToken, Text: fmt.Sprintf(
+			"the check value of key %s changed from %s to %s", id, old.kcv, kcv)}
+	}
+	k := &handle{aes: c.aes, hmac: c.hmac, hasHMAC: c.hasHMAC, kcv: kcv}
+	w.mu.Lock()
+	w.handles[id] = k
+	w.mu.Unlock()
+	return k, nil
+}

@@ -1,0 +1,98 @@
+package worker
+
+import (
+	"context"
+
+	"github.com/miekg/pkcs11"
+
+	"kekd/hsm/p11"
+)
+
+// maxUnknown are the values of ulMaxSessionCount that say nothing:
+// CK_EFFECTIVELY_INFINITE and CK_UNAVAILABLE_INFORMATION.
+func maxUnknown(n uint) bool { return n == 0 || n == ^uint(0) }
+
+// poolSize is how many sessions the pool may have: the wish, unless the token
+// names a limit, of which one session is taken by the login.
+func poolSize(wish int, limit uint) int {
+	if !maxUnknown(limit) && limit < uint(wish)+1 { //nolint:gosec // G115: a configured count from 1 to 64
+		return max(int(limit)-1, 1) //nolint:gosec // G115: smaller than wish
+	}
+	return wish
+}
+
+// session is a place in the pool. Its handle is 0 until it is opened.
+type session struct {
+	handle pkcs11.SessionHandle
+	open   bool
+}
+
+// sessions is a pool of sessions, each used by one goroutine at a time.
+type sessions struct {
+	module p11.Cryptoki
+	slot   uint
+	// idle holds the places that nobody uses. Its capacity is the pool's size; a
+	// place that the token refused to fill is never put back.
+	idle chan session
+}
+
+func newSessions(m p11.Cryptoki, slot uint, size int) *sessions {
+	p := &sessions{module: m, slot: slot, idle: make(chan session, size)}
+	for range size {
+		p.idle <- session{}
+	}
+	return p
+}
+
+// acquire returns an open session, waiting for one until ctx ends.
+func (p *sessions) acquire(ctx context.Context) (session, error) {
+	for {
+		var s session
+		select {
+		case s = <-p.idle:
+		case <-ctx.Done():
+			return session{}, ctx.Err()
+		}
+		if s.open {
+			return s, nil
+		}
+		h, err := p.module.OpenSession(p.slot)
+		if err == nil {
+			return session{handle: h, open: true}, nil
+		}
+		if e, ok := rvOf(err); ok && e.RV == pkcs11.CKR_SESSION_COUNT && p.openIdle() {
+			// The token has fewer sessions than it promised. Do with those that
+			// are open: this place is gone for good.
+			continue
+		}
+		p.idle <- session{}
+		return session{}, fail("open a session", err)
+	}
+}
+
+// openIdle reports whether an open session is waiting, so that a caller who
+// could not open another one will find it.
+func (p *sessions) openIdle() bool {
+	for range len(p.idle) {
+		select {
+		case s := <-p.idle:
+			p.idle <- s
+			if s.open {
+				return true
+			}
+		default:
+			return false
+		}
+	}
+	return false
+}
+
+// release puts a session back after use.
+func (p *sessions) release(s session) { p.idle <- s }
+
+// drop closes a session that saw an error and frees its place.
+func (p *sessions) drop(s session) {
+	// What C_CloseSession says about a broken session changes nothing.
+	_ = p.module.CloseSession(s.handle)
+	p.idle <- session{}
+}
