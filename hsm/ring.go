@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -43,9 +44,45 @@ func describeKey(ring string, k wire.Key) kek.Info {
 // about. It is what keeps the ring from going backwards across restarts.
 type Published struct {
 	// Last is the id of the last primary, empty before the first.
-	Last kek.ID `json:"last"`
+	Last kek.ID
 	// Before are the ids that were primary before, oldest first.
-	Before []kek.ID `json:"before"`
+	Before []kek.ID
+}
+
+// publishedJSON spells ids in hexadecimal, since they are no valid UTF-8.
+type publishedJSON struct {
+	Last   string   `json:"last"`
+	Before []string `json:"before"`
+}
+
+// MarshalJSON implements json.Marshaler.
+func (p Published) MarshalJSON() ([]byte, error) {
+	out := publishedJSON{Last: p.Last.String(), Before: []string{}}
+	for _, id := range p.Before {
+		out.Before = append(out.Before, id.String())
+	}
+	return json.Marshal(out)
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (p *Published) UnmarshalJSON(b []byte) error {
+	var in publishedJSON
+	if err := json.Unmarshal(b, &in); err != nil {
+		return err
+	}
+	last, err := kek.ParseID(in.Last)
+	if err != nil {
+		return err
+	}
+	*p = Published{Last: last}
+	for _, s := range in.Before {
+		id, err := kek.ParseID(s)
+		if err != nil {
+			return err
+		}
+		p.Before = append(p.Before, id)
+	}
+	return nil
 }
 
 // Advance returns p with id as the last primary.

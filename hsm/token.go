@@ -217,11 +217,11 @@ func (t *Token) Probe(ctx context.Context, id kek.ID, m kek.Mechanism) error {
 	defer plain.Wipe()
 	var reply wire.WrapReply
 	wrap := wire.WrapRequest{ID: []byte(id), Mechanism: m, AAD: []byte(probeAAD)}
-	if _, err := t.observe(ctx, "probe-encrypt", wire.OpWrap, retry, wrap, plain, &reply); err != nil {
+	if _, err := t.observe(ctx, "probe", wire.OpWrap, retry, wrap, plain, &reply); err != nil {
 		return fmt.Errorf("probe key %s: %w", id, err)
 	}
 	unwrap := wire.UnwrapRequest{ID: []byte(id), Mechanism: m, AAD: []byte(probeAAD), Blob: reply.Blob}
-	back, err := t.observe(ctx, "probe-decrypt", wire.OpUnwrap, retry, unwrap, nil, nil)
+	back, err := t.observe(ctx, "probe", wire.OpUnwrap, retry, unwrap, nil, nil)
 	if err != nil {
 		return fmt.Errorf("probe key %s: %w", id, err)
 	}

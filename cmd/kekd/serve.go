@@ -1,0 +1,278 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sync/errgroup"
+
+	"kekd/hsm"
+	"kekd/internal/config"
+	"kekd/internal/health"
+	"kekd/internal/httpapi"
+	"kekd/internal/logging"
+	"kekd/internal/metrics"
+	"kekd/internal/rotation"
+	"kekd/internal/sdnotify"
+	"kekd/internal/secret"
+	"kekd/internal/setup"
+	"kekd/internal/state"
+	"kekd/internal/version"
+	"kekd/keycache"
+	"kekd/plugin"
+)
+
+// drainTime is how long requests in flight may take when kekd stops. The kubelet
+// gives a pod 30 seconds.
+const drainTime = 10 * time.Second
+
+// probeTimeout is when a probe has failed, at the latest: kube-apiserver would
+// not have waited longer either.
+const probeTimeout = 5 * time.Second
+
+// daemon is all parts of a running kekd.
+type daemon struct {
+	cfg     config.Config
+	log     *zap.Logger
+	metrics *metrics.Metrics
+	token   *hsm.Token
+	sealer  *keycache.Sealer
+	monitor *health.Monitor
+	prober  *health.Prober
+	watcher *rotation.Watcher
+	server  *plugin.Server
+	socket  *plugin.Socket
+	http    net.Listener // nil when it is turned off
+}
+
+// serve runs the daemon until ctx ends.
+func serve(ctx context.Context, path string, stderr io.Writer) error {
+	cfg, err := config.Load(path)
+	if err != nil {
+		return err
+	}
+	if err := secret.HardenProcess(); err != nil {
+		return err
+	}
+	loggers, err := logging.New(cfg.Log.Level, cfg.Log.Format, zapcore.Lock(zapcore.AddSync(stderr)))
+	if err != nil {
+		return err
+	}
+	if err := preflight(cfg); err != nil {
+		return err
+	}
+	d, err := assemble(ctx, cfg, loggers)
+	if err != nil {
+		return err
+	}
+	return d.run(ctx)
+}
+
+// preflight refuses what no waiting will mend, at once and in plain words. What
+// the HSM does is not looked at: a host may come up before its HSM does.
+func preflight(cfg config.Config) error {
+	if info, err := os.Stat(cfg.HSM.Module); err != nil {
+		return fmt.Errorf("hsm.module: %w; name the vendor's PKCS#11 library", err)
+	} else if !info.Mode().IsRegular() {
+		return fmt.Errorf("hsm.module: %s is no regular file; name the vendor's PKCS#11 library", cfg.HSM.Module)
+	}
+	pin, err := setup.PINSource(cfg.HSM).Read()
+	if err != nil {
+		return err
+	}
+	pin.Wipe()
+	return nil
+}
+
+// assemble makes all parts and binds the sockets. Nothing runs yet.
+func assemble(ctx context.Context, cfg config.Config, loggers logging.Loggers) (_ *daemon, err error) {
+	d := &daemon{cfg: cfg, log: loggers.Log}
+	d.metrics = metrics.New(version.Read(), time.Now)
+	store, err := state.Open(cfg.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	// The socket comes first of all that takes time: a client that finds no
+	// listener backs off for up to two minutes.
+	if d.socket, err = plugin.Listen(cfg.Socket.Path); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.abandon())
+		}
+	}()
+	if cfg.HTTP.Address != "" {
+		if d.http, err = httpapi.Listen(ctx, cfg.HTTP.Address); err != nil {
+			return nil, err
+		}
+	}
+	watch := &observer{Metrics: d.metrics}
+	tokenConfig, err := setup.Token(cfg, store, loggers.Log, watch)
+	if err != nil {
+		return nil, err
+	}
+	d.token = hsm.New(tokenConfig)
+	if d.sealer, err = newSealer(cfg, d.token, store, watch); err != nil {
+		return nil, err
+	}
+	d.metrics.CollectSeeds(d.seeds)
+	d.monitor = health.New(health.Config{
+		Grace:      cfg.Health.OutageGrace,
+		StaleAfter: 2*cfg.Health.ProbeInterval + 2*probeTimeout,
+		Current:    d.current,
+		Clock:      time.Now,
+		Logger:     loggers.Log.Named("health"),
+		Observer:   d.metrics,
+	})
+	d.prober = health.NewProber(health.ProberConfig{
+		Interval: cfg.Health.ProbeInterval, Timeout: probeTimeout, Probe: d.probe, Monitor: d.monitor,
+	})
+	watch.prober = d.prober
+	primary, err := setup.Primary(cfg.KeyRing)
+	if err != nil {
+		return nil, err
+	}
+	d.watcher, err = rotation.New(rotation.Config{
+		Ring: cfg.KeyRing.Label, Primary: primary, Refresh: cfg.KeyRing.Refresh, Timeout: 2 * cfg.HSM.CallTimeout,
+		Token: d.token, Sealer: d.sealer, Health: d.monitor, Memory: store, Observer: d.metrics,
+		Clock: time.Now, Logger: loggers.Log.Named("ring"), Audit: loggers.Audit,
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.server, err = plugin.New(plugin.Config{
+		Sealer: d.sealer, Health: d.monitor, AllowedUIDs: cfg.Socket.AllowedUIDs,
+		MaxInFlight: cfg.Socket.MaxInFlight, RequestTimeout: cfg.Socket.RequestTimeout,
+		Log: loggers.Log.Named("plugin"), Observer: d.metrics,
+	})
+	return d, err
+}
+
+func newSealer(cfg config.Config, token *hsm.Token, store *state.Dir, watch keycache.Observer) (*keycache.Sealer, error) {
+	mode := keycache.Seeded
+	var uses keycache.Counter
+	if cfg.Seeds.Mode == config.ModeDirect {
+		mode = keycache.Direct
+		counts, err := state.OpenUses(store)
+		if err != nil {
+			return nil, err
+		}
+		uses = counts
+	}
+	return keycache.New(keycache.Config{
+		Ring: cfg.KeyRing.Label, Mode: mode, MaxAge: cfg.Seeds.MaxAge, MaxUses: cfg.Seeds.MaxUses,
+		CacheSize: cfg.Seeds.CacheSize, LockMemory: cfg.Seeds.LockMemory, Observer: watch, DirectUses: uses,
+	}, token)
+}
+
+// abandon frees what assemble has bound before it failed.
+func (d *daemon) abandon() error {
+	err := d.socket.Close()
+	if d.http != nil {
+		err = errors.Join(err, d.http.Close())
+	}
+	if d.sealer != nil {
+		err = errors.Join(err, d.sealer.Close())
+	}
+	return err
+}
+
+// current is the key_id that Encrypt uses now; false while it could not.
+func (d *daemon) current() (string, bool) {
+	c, ok := d.sealer.Current()
+	return c.KeyID, ok && !c.Expired
+}
+
+// probe proves the key in use.
+func (d *daemon) probe(ctx context.Context) error {
+	c, ok := d.sealer.Current()
+	if !ok {
+		return errNothingToProbe
+	}
+	return d.token.Probe(ctx, c.ID, c.Mechanism)
+}
+
+var errNothingToProbe = errors.New("no KEK is in use, so none is probed")
+
+// run serves until ctx ends or a part fails, then stops everything in order: no
+// new requests, those in flight drained, then the background work, the seeds
+// wiped, the token closed, and the health endpoint last.
+func (d *daemon) run(ctx context.Context) error {
+	httpContext, stopHTTP := context.WithCancel(context.WithoutCancel(ctx))
+	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopHTTP()
+	defer stopBackground()
+
+	parts, failed := errgroup.WithContext(ctx)
+	parts.Go(func() error { return d.server.Run(d.socket) })
+	if d.http != nil {
+		handler := httpapi.NewHandler(d, d.metrics.Gatherer(), d.log.Named("http"))
+		parts.Go(func() error { return httpapi.Serve(httpContext, d.http, handler, d.log.Named("http")) })
+	}
+	var work errgroup.Group
+	work.Go(func() error {
+		d.watcher.Run(background)
+		return nil
+	})
+	work.Go(func() error {
+		select {
+		case <-d.watcher.First():
+			d.prober.Run(background)
+		case <-background.Done():
+		}
+		return nil
+	})
+	d.log.Info("kekd started", zap.Stringer("version", version.Read()), zap.String("socket", d.cfg.Socket.Path),
+		zap.String("http", d.cfg.HTTP.Address), zap.String("ring", d.cfg.KeyRing.Label), zap.String("mode", string(d.cfg.Seeds.Mode)))
+	d.notify(sdnotify.Ready("serving; /readyz tells whether the HSM does"))
+
+	<-failed.Done()
+	d.log.Info("kekd stops")
+	d.notify(sdnotify.Stopping())
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	drained := d.server.Shutdown(drain)
+	if drained != nil {
+		d.log.Warn("requests were cut off", zap.Error(drained))
+	}
+	stopBackground()
+	_ = work.Wait() // its parts return no errors
+	wiped := d.sealer.Close()
+	d.token.Close()
+	stopHTTP()
+	return errors.Join(parts.Wait(), wiped)
+}
+
+func (d *daemon) notify(err error) {
+	if err != nil {
+		d.log.Warn("systemd not notified", zap.Error(err))
+	}
+}
+
+// observer is the metrics, and asks for a probe when something looks wrong or
+// right again, so that the health does not lag behind by a probe's interval.
+type observer struct {
+	*metrics.Metrics
+	// prober is set before anything runs.
+	prober *health.Prober
+}
+
+// Breaker implements keycache.Observer.
+func (o *observer) Breaker(open bool) {
+	o.Metrics.Breaker(open)
+	o.prober.Kick()
+}
+
+// HSMWorkerRestart implements hsm.Observer.
+func (o *observer) HSMWorkerRestart(reason string) {
+	o.Metrics.HSMWorkerRestart(reason)
+	o.prober.Kick()
+}

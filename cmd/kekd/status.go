@@ -1,0 +1,53 @@
+package main
+
+import (
+	"kekd/internal/health"
+	"kekd/internal/httpapi"
+	"kekd/internal/metrics"
+	"kekd/internal/version"
+)
+
+// Report implements httpapi.Source.
+func (d *daemon) Report() health.Report { return d.monitor.Report() }
+
+// Status implements httpapi.Source. It reads memory only.
+func (d *daemon) Status() httpapi.Status {
+	current, _ := d.sealer.Current()
+	stats := d.sealer.Stats()
+	s := httpapi.Status{
+		Health:  d.monitor.Report(),
+		Version: version.Read(),
+		Seeds: httpapi.Seeds{
+			Mode: string(d.cfg.Seeds.Mode), Created: current.SeedCreated, Uses: current.SeedUses, MaxUses: d.cfg.Seeds.MaxUses,
+			DirectUses: stats.DirectUses, Cached: stats.Seeds, Capacity: stats.Capacity, Waiting: stats.Waiting,
+			RememberedFailures: stats.Remembered, BreakerOpen: stats.BreakerOpen,
+		},
+	}
+	if current.Mechanism.Valid() {
+		s.Seeds.Mechanism = current.Mechanism.String()
+	}
+	snapshot := d.watcher.Snapshot()
+	if snapshot.Ring != nil {
+		s.KeyRing = httpapi.NewKeyRing(snapshot.Ring, snapshot.Refreshed)
+	}
+	if snapshot.Err != nil {
+		s.RingProblem = snapshot.Err.Error()
+	}
+	if t, ok := d.token.Describe(); ok {
+		s.Token = &httpapi.Token{
+			Label: t.Label, Serial: t.Serial, Manufacturer: t.Manufacturer, Model: t.Model, Firmware: t.Firmware,
+			Library: t.Library, Slot: t.Slot, WorkerPID: d.token.WorkerPID(),
+		}
+	}
+	return s
+}
+
+// seeds is what the metrics show of the seed cache.
+func (d *daemon) seeds() metrics.Seeds {
+	current, _ := d.sealer.Current()
+	stats := d.sealer.Stats()
+	return metrics.Seeds{
+		Cached: stats.Seeds, Capacity: stats.Capacity, Waiting: stats.Waiting, Remembered: stats.Remembered,
+		Created: current.SeedCreated, Uses: current.SeedUses, DirectUses: stats.DirectUses,
+	}
+}

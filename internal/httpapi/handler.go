@@ -1,0 +1,97 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.uber.org/zap"
+
+	"kekd/internal/health"
+)
+
+// Source answers from memory. Its methods are called concurrently.
+type Source interface {
+	// Report returns the health.
+	Report() health.Report
+	// Status returns everything.
+	Status() Status
+}
+
+const (
+	// maxScrapes bounds the scrapes of /metrics at once, as each takes memory.
+	maxScrapes    = 4
+	scrapeTimeout = 5 * time.Second
+)
+
+// index is what / says.
+const index = `kekd
+/livez    is the process alive
+/readyz   may Kubernetes write
+/status   health, key ring, seeds, token, version (JSON)
+/metrics  for Prometheus
+`
+
+// NewHandler returns the handler of all paths.
+func NewHandler(source Source, gatherer prometheus.Gatherer, log *zap.Logger) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		text(w, http.StatusOK, index)
+	})
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
+		text(w, http.StatusOK, "ok\n")
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		ready(w, source.Report())
+	})
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		status(w, source.Status(), log)
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{
+		ErrorLog:            zap.NewStdLog(log),
+		MaxRequestsInFlight: maxScrapes,
+		Timeout:             scrapeTimeout,
+	}))
+	return withHeaders(mux)
+}
+
+// withHeaders sets what every answer carries.
+func withHeaders(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("Cache-Control", "no-store")
+		next.ServeHTTP(w, r)
+	})
+}
+
+// ready says whether kube-apiserver gets what it needs, and why not.
+func ready(w http.ResponseWriter, r health.Report) {
+	line := string(r.State)
+	if r.Reason != "" {
+		line += ": " + r.Reason
+	}
+	code := http.StatusOK
+	if !r.State.Serves() {
+		code = http.StatusServiceUnavailable
+	}
+	text(w, code, line+"\n")
+}
+
+func status(w http.ResponseWriter, s Status, log *zap.Logger) {
+	body, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		log.Error("status cannot be written", zap.Error(err))
+		text(w, http.StatusInternalServerError, "internal error\n")
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(append(body, '\n')) // a client that went away
+}
+
+func text(w http.ResponseWriter, code int, body string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(code)
+	_, _ = w.Write([]byte(body)) // a client that went away
+}

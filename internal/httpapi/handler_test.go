@@ -1,0 +1,180 @@
+package httpapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"go.uber.org/zap"
+
+	"kekd/internal/health"
+	"kekd/internal/kek"
+	"kekd/internal/version"
+)
+
+var update = flag.Bool("update", false, "write testdata/status.json anew")
+
+var at = time.Date(2026, 11, 2, 3, 4, 5, 0, time.UTC)
+
+type source struct{ status Status }
+
+func (s source) Report() health.Report { return s.status.Health }
+func (s source) Status() Status        { return s.status }
+
+func registry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	g := prometheus.NewGauge(prometheus.GaugeOpts{Name: "kekd_healthy", Help: "x"})
+	g.Set(1)
+	r.MustRegister(g)
+	return r
+}
+
+func get(t *testing.T, h http.Handler, method, path string) *httptest.ResponseRecorder {
+	t.Helper()
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), method, path, http.NoBody))
+	return w
+}
+
+func report(state health.State, reason string) source {
+	return source{Status{Health: health.Report{State: state, Reason: reason}}}
+}
+
+func TestPaths(t *testing.T) {
+	const down = "the HSM is unavailable"
+	tests := []struct {
+		name, method, path string
+		source             source
+		code               int
+		contentType, body  string
+	}{
+		{"live when starting", "GET", "/livez", report(health.Starting, "x"), 200, "text/plain; charset=utf-8", "ok\n"},
+		{"live when unready", "GET", "/livez", report(health.Unready, down), 200, "text/plain; charset=utf-8", "ok\n"},
+		{"starting", "GET", "/readyz", report(health.Starting, "kekd has not used the HSM yet"), 503, "text/plain; charset=utf-8", "starting: kekd has not used the HSM yet\n"},
+		{"ready", "GET", "/readyz", report(health.Ready, ""), 200, "text/plain; charset=utf-8", "ready\n"},
+		{"coasting", "GET", "/readyz", report(health.Coasting, down), 200, "text/plain; charset=utf-8", "coasting: " + down + "\n"},
+		{"unready", "GET", "/readyz", report(health.Unready, down), 503, "text/plain; charset=utf-8", "unready: " + down + "\n"},
+		{"revoked", "GET", "/readyz", report(health.Revoked, "gone"), 503, "text/plain; charset=utf-8", "revoked: gone\n"},
+		{"index", "GET", "/", source{}, 200, "text/plain; charset=utf-8", index},
+		{"head", "HEAD", "/livez", source{}, 200, "text/plain; charset=utf-8", "ok\n"}, // the server drops the body
+		{"post", "POST", "/status", source{}, 405, "text/plain; charset=utf-8", "Method Not Allowed\n"},
+		{"delete", "DELETE", "/readyz", source{}, 405, "text/plain; charset=utf-8", "Method Not Allowed\n"},
+		{"put", "PUT", "/metrics", source{}, 405, "text/plain; charset=utf-8", "Method Not Allowed\n"},
+		{"unknown", "GET", "/readyz/x", source{}, 404, "text/plain; charset=utf-8", "404 page not found\n"},
+		{"profiling", "GET", "/debug/pprof/", source{}, 404, "text/plain; charset=utf-8", "404 page not found\n"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			w := get(t, NewHandler(tt.source, registry(), zap.NewNop()), tt.method, tt.path)
+			if w.Code != tt.code || w.Body.String() != tt.body || w.Header().Get("Content-Type") != tt.contentType {
+				t.Errorf("%s %s = %d %q %q, want %d %q %q", tt.method, tt.path,
+					w.Code, w.Header().Get("Content-Type"), w.Body, tt.code, tt.contentType, tt.body)
+			}
+			if w.Header().Get("X-Content-Type-Options") != "nosniff" || w.Header().Get("Cache-Control") != "no-store" {
+				t.Errorf("headers = %v, want nosniff and no-store", w.Header())
+			}
+		})
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	w := get(t, NewHandler(source{}, registry(), zap.NewNop()), "GET", "/metrics")
+	if w.Code != 200 || !strings.Contains(w.Body.String(), "\nkekd_healthy 1\n") {
+		t.Errorf("/metrics = %d %s", w.Code, w.Body)
+	}
+}
+
+func TestMetricsFailure(t *testing.T) {
+	broken := prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return nil, errors.New("broken") })
+	w := get(t, NewHandler(source{}, broken, zap.NewNop()), "GET", "/metrics")
+	if w.Code != 500 {
+		t.Errorf("/metrics with a broken registry = %d, want 500", w.Code)
+	}
+}
+
+func yes() *bool { b := true; return &b }
+
+// fullStatus has a value in every field.
+func fullStatus() Status {
+	ring := &kek.Ring{Label: "k8s-kek", Keys: []kek.Info{
+		{
+			Ring: "k8s-kek", ID: "\x01old", CheckValue: kek.CheckValue{1, 2, 3}, State: kek.Scheduled,
+			Activation: at.Add(-time.Hour), DestroyAfter: at.Add(24 * time.Hour),
+			Attributes: kek.Attributes{Label: "k8s-kek/destroy-after-2026-11-03"},
+		},
+		{
+			Ring: "k8s-kek", ID: "\x01new", CheckValue: kek.CheckValue{4, 5, 6}, State: kek.Primary, Activation: at,
+			Attributes: kek.Attributes{
+				Label: "k8s-kek", Encrypt: yes(), Decrypt: yes(), Sensitive: yes(), Extractable: new(bool),
+				AlwaysSensitive: yes(), NeverExtractable: yes(), Local: yes(), Bits: 256,
+			},
+		},
+	}}
+	return Status{
+		Health: health.Report{
+			State: health.Coasting, Reason: "the HSM is unavailable", Since: at, LastSuccess: at,
+			CoastingUntil: at.Add(10 * time.Minute), KeyID: ring.Keys[1].KeyID(),
+		},
+		Version: version.Info{Version: "v1.0.0", Revision: "abc", Time: "2026-11-02T03:04:05Z", Go: "go1.26.0"},
+		Seeds: Seeds{
+			Mode: "seeded", Mechanism: "aes-gcm/caller-iv", Created: at, Uses: 12, MaxUses: 1048576, DirectUses: 3,
+			Cached: 4, Capacity: 4096, Waiting: 1, RememberedFailures: 2, BreakerOpen: true,
+		},
+		KeyRing: NewKeyRing(ring, at),
+		Token: &Token{
+			Label: "kekd", Serial: "0123", Manufacturer: "SoftHSM project", Model: "SoftHSM v2",
+			Firmware: "2.6", Library: "Implementation of PKCS11", Slot: 7, WorkerPID: 4711,
+		},
+	}
+}
+
+// The JSON is a contract with kekctl and with scripts.
+func TestStatusGolden(t *testing.T) {
+	const golden = "testdata/status.json"
+	w := get(t, NewHandler(source{fullStatus()}, registry(), zap.NewNop()), "GET", "/status")
+	if w.Code != 200 || w.Header().Get("Content-Type") != "application/json" {
+		t.Fatalf("/status = %d %v", w.Code, w.Header())
+	}
+	if *update {
+		if err := os.WriteFile(golden, w.Body.Bytes(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), w.Body.String()); diff != "" {
+		t.Errorf("/status (-want +got):\n%s", diff)
+	}
+	var back Status
+	dec := json.NewDecoder(bytes.NewReader(want))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&back); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(fullStatus(), back); diff != "" {
+		t.Errorf("what kekctl reads (-want +got):\n%s", diff)
+	}
+}
+
+// Before anything is known, what is not known is left out.
+func TestStatusStarting(t *testing.T) {
+	s := source{Status{Health: health.Report{State: health.Starting, Reason: "x", Since: at}, Seeds: Seeds{Mode: "seeded"}}}
+	w := get(t, NewHandler(s, registry(), zap.NewNop()), "GET", "/status")
+	for _, absent := range []string{"keyRing", "token", "created", "lastSuccess", "coastingUntil", "0001-01-01"} {
+		if strings.Contains(w.Body.String(), absent) {
+			t.Errorf("/status when starting has %q: %s", absent, w.Body)
+		}
+	}
+}

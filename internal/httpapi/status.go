@@ -1,0 +1,105 @@
+package httpapi
+
+import (
+	"time"
+
+	"kekd/internal/health"
+	"kekd/internal/kek"
+	"kekd/internal/metrics"
+	"kekd/internal/version"
+)
+
+// Status is the JSON of /status. kekctl reads it, so fields are added and never
+// renamed. Nothing in it is secret.
+type Status struct {
+	Health  health.Report `json:"health"`
+	Version version.Info  `json:"version"`
+	Seeds   Seeds         `json:"seeds"`
+	// KeyRing is missing before the ring was read for the first time.
+	KeyRing *KeyRing `json:"keyRing,omitempty"`
+	// RingProblem is why the last look at the ring did not end with a key in use;
+	// empty if it did.
+	RingProblem string `json:"ringProblem,omitempty"`
+	// Token is missing while no worker process has found the token.
+	Token *Token `json:"token,omitempty"`
+}
+
+// Seeds is how the KEK is used now, and the seed cache.
+type Seeds struct {
+	// Mode is seeded or direct.
+	Mode string `json:"mode"`
+	// Mechanism wraps the seed in use; empty without one.
+	Mechanism string `json:"mechanism,omitempty"`
+	// Created is when the seed in use was made; zero without one.
+	Created time.Time `json:"created,omitzero"`
+	// Uses is how often the seed in use encrypted, of MaxUses.
+	Uses    uint64 `json:"uses"`
+	MaxUses uint64 `json:"maxUses,omitempty"`
+	// DirectUses is how often this node used the KEK in direct mode.
+	DirectUses uint64 `json:"directUses,omitempty"`
+	// Cached is how many unwrapped seeds are kept, of at most Capacity.
+	Cached   int `json:"cached"`
+	Capacity int `json:"capacity"`
+	// Waiting is how many requests are with the HSM.
+	Waiting int `json:"waiting"`
+	// RememberedFailures is how many refusals of the HSM are remembered.
+	RememberedFailures int `json:"rememberedFailures"`
+	// BreakerOpen is whether requests that need the HSM fail at once.
+	BreakerOpen bool `json:"breakerOpen"`
+}
+
+// KeyRing is the ring as it was last read off the token.
+type KeyRing struct {
+	Label string    `json:"label"`
+	Read  time.Time `json:"read"`
+	// Keys are all keys of the ring, oldest first.
+	Keys []Key `json:"keys"`
+}
+
+// Key is one KEK.
+type Key struct {
+	// ID is the CKA_ID in hexadecimal.
+	ID string `json:"id"`
+	// KeyID is what Kubernetes calls the key.
+	KeyID string `json:"keyID"`
+	// KeyIDHash is the SHA-256 that metrics carry, of kekd and of kube-apiserver.
+	KeyIDHash string `json:"keyIDHash"`
+	// State is pending, primary, retired, disabled or scheduled-for-destruction.
+	State string `json:"state"`
+	// Activation is zero for a key that another tool made.
+	Activation time.Time `json:"activation,omitzero"`
+	// DestroyAfter is zero unless the key is scheduled for destruction.
+	DestroyAfter time.Time      `json:"destroyAfter,omitzero"`
+	Attributes   kek.Attributes `json:"attributes"`
+}
+
+// Token is what the HSM says of itself.
+type Token struct {
+	Label        string `json:"label"`
+	Serial       string `json:"serial"`
+	Manufacturer string `json:"manufacturer,omitempty"`
+	Model        string `json:"model,omitempty"`
+	Firmware     string `json:"firmware,omitempty"`
+	// Library is the PKCS#11 module's description of itself.
+	Library string `json:"library,omitempty"`
+	Slot    uint   `json:"slot"`
+	// WorkerPID is the process that holds the module; 0 while none runs.
+	WorkerPID int `json:"workerPID,omitempty"`
+}
+
+// NewKeyRing returns what /status shows of a ring that was read at this time.
+func NewKeyRing(r *kek.Ring, read time.Time) *KeyRing {
+	ring := &KeyRing{Label: r.Label, Read: read, Keys: make([]Key, 0, len(r.Keys))}
+	for _, k := range r.Keys {
+		ring.Keys = append(ring.Keys, Key{
+			ID:           k.ID.String(),
+			KeyID:        k.KeyID(),
+			KeyIDHash:    metrics.KeyIDHash(k.KeyID()),
+			State:        k.State.String(),
+			Activation:   k.Activation,
+			DestroyAfter: k.DestroyAfter,
+			Attributes:   k.Attributes,
+		})
+	}
+	return ring
+}

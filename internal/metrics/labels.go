@@ -1,0 +1,43 @@
+package metrics
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"slices"
+)
+
+// other stands for a label's value that is not on its list.
+const other = "other"
+
+// The values that labels may have. The packages that report them know more of
+// their meaning; here they only keep the number of time series bounded.
+var (
+	methods        = []string{"Status", "Encrypt", "Decrypt"}
+	hsmOperations  = []string{"load", "login", "keys", "create", "prove", "probe", "wrap", "unwrap", "close"}
+	hsmResults     = []string{"ok", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup", "timeout", "canceled", "unavailable"}
+	restartReasons = []string{"died", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup"}
+	cacheResults   = []string{"hit", "miss", "remembered"}
+	evictions      = []string{"room", "revoked", "closed"}
+)
+
+// closed returns value if it is among the allowed ones, else other.
+func closed(value string, allowed []string) string {
+	if slices.Contains(allowed, value) {
+		return value
+	}
+	return other
+}
+
+// KeyIDHash spells a key_id as kube-apiserver's metrics do.
+func KeyIDHash(keyID string) string {
+	sum := sha256.Sum256([]byte(keyID))
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// resultOf is the label of something that either worked or did not.
+func resultOf(err error) string {
+	if err != nil {
+		return "error"
+	}
+	return "ok"
+}

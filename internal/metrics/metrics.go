@@ -1,0 +1,95 @@
+package metrics
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"kekd/internal/health"
+	"kekd/internal/version"
+)
+
+// Metrics are all metrics of one kekd. All methods are safe for concurrent use.
+type Metrics struct {
+	registry *prometheus.Registry
+
+	plugin pluginMetrics
+	cache  cacheMetrics
+	hsm    hsmMetrics
+	health healthMetrics
+	ring   *ringCollector
+}
+
+// New makes the metrics and registers them in a registry of their own, together
+// with those of the Go runtime and the process.
+func New(build version.Info, clock func() time.Time) *Metrics {
+	m := &Metrics{
+		registry: prometheus.NewRegistry(),
+		plugin:   newPluginMetrics(),
+		cache:    newCacheMetrics(),
+		hsm:      newHSMMetrics(),
+		health:   newHealthMetrics(),
+		ring:     newRingCollector(clock),
+	}
+	info := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "kekd_build_info",
+		Help: "Always 1; the labels say which build this is.",
+		ConstLabels: prometheus.Labels{
+			"version": build.Version, "revision": build.Revision, "go_version": build.Go,
+		},
+	})
+	info.Set(1)
+	m.registry.MustRegister(info, m.ring,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.plugin.all()...)
+	m.registry.MustRegister(m.cache.all()...)
+	m.registry.MustRegister(m.hsm.all()...)
+	m.registry.MustRegister(m.health.all()...)
+	m.HealthChanged("", string(health.Starting))
+	return m
+}
+
+// Gatherer returns the registry for reading.
+func (m *Metrics) Gatherer() prometheus.Gatherer { return m.registry }
+
+// durations are the buckets of all histograms of time, in seconds: a warm request
+// takes tens of microseconds, a network HSM that fails over takes seconds.
+func durations() []float64 {
+	return []float64{
+		10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6,
+		1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3,
+		1, 2.5, 5, 10,
+	}
+}
+
+func counter(name, help string) prometheus.Counter {
+	return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+}
+
+func counters(name, help string, labels ...string) *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+}
+
+func gauge(name, help string) prometheus.Gauge {
+	return prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+}
+
+func gauges(name, help string, labels ...string) *prometheus.GaugeVec {
+	return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+}
+
+func histograms(name, help string, labels ...string) *prometheus.HistogramVec {
+	return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: durations()}, labels)
+}
+
+// seconds is a time as Prometheus spells it.
+func seconds(t time.Time) float64 { return float64(t.UnixNano()) / 1e9 }
+
+// truth is a boolean as Prometheus spells it.
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,61 @@
+package metrics
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+)
+
+type pluginMetrics struct {
+	requests  *prometheus.CounterVec
+	durations *prometheus.HistogramVec
+	inFlight  prometheus.Gauge
+	refused   prometheus.Counter
+	panics    prometheus.Counter
+}
+
+func newPluginMetrics() pluginMetrics {
+	p := pluginMetrics{
+		requests: counters("kekd_grpc_requests_total",
+			"KMS v2 requests that ended, by method and gRPC code.", "method", "code"),
+		durations: histograms("kekd_grpc_request_duration_seconds",
+			"Time that KMS v2 requests took, by method.", "method"),
+		inFlight: gauge("kekd_grpc_requests_in_flight",
+			"Encrypt and Decrypt requests that are being served."),
+		refused: counter("kekd_callers_refused_total",
+			"Connections closed because the caller's user id is not in socket.allowedUIDs."),
+		panics: counter("kekd_panics_total",
+			"Requests that ended in a panic; each is a bug."),
+	}
+	for _, method := range methods {
+		p.requests.WithLabelValues(method, codes.OK.String())
+		p.durations.WithLabelValues(method)
+	}
+	return p
+}
+
+func (p *pluginMetrics) all() []prometheus.Collector {
+	return []prometheus.Collector{p.requests, p.durations, p.inFlight, p.refused, p.panics}
+}
+
+// Request implements plugin.Observer.
+func (m *Metrics) Request(method string, code codes.Code, elapsed time.Duration) {
+	method = closed(method, methods)
+	text := code.String()
+	if code > codes.Unauthenticated {
+		text = other
+	}
+	m.plugin.requests.WithLabelValues(method, text).Inc()
+	m.plugin.durations.WithLabelValues(method).Observe(elapsed.Seconds())
+}
+
+// InFlight implements plugin.Observer.
+func (m *Metrics) InFlight(delta int) { m.plugin.inFlight.Add(float64(delta)) }
+
+// Refused implements plugin.Observer. The uid is in the log: any process of the
+// node could make a time series of its own.
+func (m *Metrics) Refused(uint32) { m.plugin.refused.Inc() }
+
+// Panic implements plugin.Observer.
+func (m *Metrics) Panic() { m.plugin.panics.Inc() }

@@ -1,0 +1,297 @@
+// Package rotation watches the key ring on the token and acts on what it finds:
+// it publishes the newest activated key with a fresh seed, renews the seed when
+// its time comes, and withdraws a key that was disabled or destroyed.
+package rotation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"kekd/hsm"
+	"kekd/internal/kek"
+	"kekd/keycache"
+)
+
+// MemoryName is the name under which the Memory keeps what was published.
+const MemoryName = "published"
+
+// Token is the HSM as the watcher needs it.
+type Token interface {
+	Keys(ctx context.Context) ([]kek.Info, error)
+	Prove(ctx context.Context, id kek.ID) (m kek.Mechanism, passedOver []string, err error)
+}
+
+// Sealer is the seed cache as the watcher needs it.
+type Sealer interface {
+	SetRing(r *kek.Ring)
+	Use(ctx context.Context, key kek.Info, m kek.Mechanism) error
+	Unpublish()
+	Current() (keycache.Current, bool)
+	RenewalDue() bool
+}
+
+// Health hears what the watcher finds out.
+type Health interface {
+	Published(keyID string)
+	Failed(err error)
+	Revoked(err error)
+}
+
+// Memory keeps what was published across restarts.
+type Memory interface {
+	Load(name string, v any) (bool, error)
+	Save(name string, v any) error
+}
+
+// Observer is told what happens, for metrics.
+type Observer interface {
+	SetRing(r *kek.Ring)
+	// Rotated: another key was made primary, or could not be.
+	Rotated(err error)
+	// Renewed: the seed was renewed, or could not be.
+	Renewed(err error)
+}
+
+// Config is what a Watcher needs. All fields but Primary are required.
+type Config struct {
+	// Ring is the ring's label.
+	Ring string
+	// Primary names the primary among keys that other tools made.
+	Primary kek.ID
+	// Refresh is the time between two looks at the ring. Before the first key is
+	// published the ring is read every second, or more often if Refresh is shorter.
+	Refresh time.Duration
+	// Timeout bounds what one look may wait for the HSM.
+	Timeout  time.Duration
+	Token    Token
+	Sealer   Sealer
+	Health   Health
+	Memory   Memory
+	Observer Observer
+	Clock    func() time.Time
+	Logger   *zap.Logger
+	// Audit hears of every key that is published or withdrawn.
+	Audit *zap.Logger
+}
+
+// Watcher keeps what is published in step with the ring.
+type Watcher struct {
+	cfg Config
+	// published is what this node has told Kubernetes about. Only Refresh uses it.
+	published hsm.Published
+	// first is closed when a key is published for the first time.
+	first chan struct{}
+	once  sync.Once
+
+	mu sync.Mutex
+	// snapshot is what the last look found. Guarded by mu.
+	snapshot Snapshot
+}
+
+// Snapshot is what the last look at the ring found. It is not changed any more.
+type Snapshot struct {
+	// Ring is nil before the first successful look.
+	Ring *kek.Ring
+	// Refreshed is when the ring was last read.
+	Refreshed time.Time
+	// Err is why the last look did not end with a primary in use; nil if it did.
+	Err error
+}
+
+// New makes a Watcher and reads what was published before. An unreadable memory
+// is an error: going on without it could bring back a key that was revoked.
+func New(cfg Config) (*Watcher, error) {
+	w := &Watcher{cfg: cfg, first: make(chan struct{})}
+	if _, err := cfg.Memory.Load(MemoryName, &w.published); err != nil {
+		return nil, fmt.Errorf("read what was published before: %w", err)
+	}
+	return w, nil
+}
+
+// First is closed when a key is published for the first time.
+func (w *Watcher) First() <-chan struct{} { return w.first }
+
+// Snapshot returns what the last look found.
+func (w *Watcher) Snapshot() Snapshot {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.snapshot
+}
+
+// Run looks at the ring again and again until ctx ends.
+func (w *Watcher) Run(ctx context.Context) {
+	for ctx.Err() == nil {
+		w.Refresh(ctx)
+		timer := time.NewTimer(w.nextLook())
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// impatience is the pause between looks while nothing is published yet. The
+// supervisor of the HSM worker paces what really reaches the HSM.
+const impatience = time.Second
+
+// nextLook is the pause until the next look: the refresh, less where a pending
+// key activates sooner, so that all nodes switch at the same time.
+func (w *Watcher) nextLook() time.Duration {
+	pause := w.cfg.Refresh
+	if _, ok := w.cfg.Sealer.Current(); !ok {
+		pause = min(pause, impatience)
+	}
+	ring := w.Snapshot().Ring
+	if ring == nil {
+		return pause
+	}
+	now := w.cfg.Clock()
+	for _, k := range ring.Keys {
+		if ahead := k.Activation.Sub(now); k.State == kek.Pending && ahead < pause {
+			pause = max(ahead, 0)
+		}
+	}
+	return pause
+}
+
+// Refresh looks at the ring once. It must not be called concurrently.
+func (w *Watcher) Refresh(ctx context.Context) {
+	limited, cancel := context.WithTimeout(ctx, w.cfg.Timeout)
+	defer cancel()
+	ring, err := w.look(limited)
+	if ctx.Err() != nil {
+		return // kekd stops, which is nobody's failure
+	}
+	w.mu.Lock()
+	last := w.snapshot
+	next := Snapshot{Ring: last.Ring, Refreshed: last.Refreshed, Err: err}
+	if ring != nil {
+		next.Ring, next.Refreshed = ring, w.cfg.Clock()
+	}
+	w.snapshot = next
+	w.mu.Unlock()
+	w.logChange(last.Err, err)
+}
+
+// logChange logs an error when it is new, and its end, not every repetition.
+func (w *Watcher) logChange(last, now error) {
+	switch {
+	case now != nil && (last == nil || classOf(last) != classOf(now)):
+		w.cfg.Logger.Error("key ring not usable", zap.Error(now), zap.String("hint", hsm.Hint(now)))
+	case now != nil:
+		w.cfg.Logger.Debug("key ring still not usable", zap.Error(now))
+	case last != nil:
+		w.cfg.Logger.Info("key ring usable again")
+	}
+}
+
+// classOf is the kek error that err belongs to: texts differ from try to try.
+func classOf(err error) error {
+	for _, class := range []error{kek.ErrPIN, kek.ErrRevoked, kek.ErrRefused, kek.ErrNoKey, kek.ErrAmbiguous, kek.ErrUnknownKey, kek.ErrUnavailable} {
+		if errors.Is(err, class) {
+			return class
+		}
+	}
+	return nil
+}
+
+// look reads the ring and acts on it. The ring is nil if it could not be read, or
+// is not clear.
+func (w *Watcher) look(ctx context.Context) (*kek.Ring, error) {
+	keys, err := w.cfg.Token.Keys(ctx)
+	if err != nil {
+		w.cfg.Health.Failed(err)
+		return nil, err
+	}
+	ring, err := hsm.BuildRing(w.cfg.Ring, keys, hsm.RingOptions{
+		Now: w.cfg.Clock(), Published: w.published, Primary: w.cfg.Primary,
+	})
+	if ring == nil {
+		// What is in use stays in use: a stray key beside it is no reason to stop.
+		if _, ok := w.cfg.Sealer.Current(); !ok {
+			w.cfg.Health.Failed(err)
+		}
+		return nil, err
+	}
+	w.cfg.Sealer.SetRing(ring)
+	w.cfg.Observer.SetRing(ring)
+	primary, ok := ring.Primary()
+	if !ok {
+		w.withdraw(err)
+		return ring, err
+	}
+	return ring, w.publish(ctx, primary)
+}
+
+// withdraw stops sealing, where anything was ever sealed.
+func (w *Watcher) withdraw(why error) {
+	if w.published.Last == "" {
+		w.cfg.Health.Failed(why)
+		return
+	}
+	if c, ok := w.cfg.Sealer.Current(); ok {
+		w.cfg.Audit.Error("key withdrawn", zap.String("key_id", c.KeyID), zap.Error(why))
+	}
+	w.cfg.Sealer.Unpublish()
+	w.cfg.Health.Revoked(why)
+}
+
+// publish makes the primary the key in use, or renews its seed when that is due.
+func (w *Watcher) publish(ctx context.Context, primary kek.Info) error {
+	current, inUse := w.cfg.Sealer.Current()
+	if inUse && current.ID == primary.ID {
+		return w.renew(ctx, primary, current.Mechanism)
+	}
+	err := w.rotate(ctx, primary)
+	w.cfg.Observer.Rotated(err)
+	if err != nil && !inUse {
+		w.cfg.Health.Failed(err)
+	}
+	return err
+}
+
+// renew gives the key in use a fresh seed when the old one nears its end. Failing
+// is no harm yet: the old one goes on until its hard limit.
+func (w *Watcher) renew(ctx context.Context, key kek.Info, m kek.Mechanism) error {
+	if !w.cfg.Sealer.RenewalDue() {
+		return nil
+	}
+	err := w.cfg.Sealer.Use(ctx, key, m)
+	w.cfg.Observer.Renewed(err)
+	if err != nil {
+		return fmt.Errorf("renew the seed: %w", err)
+	}
+	w.cfg.Logger.Info("seed renewed", zap.String("key_id", key.KeyID()))
+	return nil
+}
+
+// rotate proves the key, remembers it, and publishes it with a fresh seed, in
+// this order: a key that Kubernetes hears of is known to work, and is never
+// forgotten.
+func (w *Watcher) rotate(ctx context.Context, key kek.Info) error {
+	m, passedOver, err := w.cfg.Token.Prove(ctx, key.ID)
+	if err != nil {
+		return err
+	}
+	next := w.published.Advance(key.ID)
+	if next.Last != w.published.Last {
+		if err := w.cfg.Memory.Save(MemoryName, next); err != nil {
+			return fmt.Errorf("remember key %s before it is published: %w", key.ID, err)
+		}
+		w.published = next
+	}
+	if err := w.cfg.Sealer.Use(ctx, key, m); err != nil {
+		return err
+	}
+	w.cfg.Audit.Info("key published", zap.String("key_id", key.KeyID()), zap.Stringer("mechanism", m),
+		zap.Time("activation", key.Activation), zap.Strings("passed_over", passedOver))
+	w.cfg.Health.Published(key.KeyID())
+	w.once.Do(func() { close(w.first) })
+	return nil
+}
