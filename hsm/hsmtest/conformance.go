@@ -266,7 +266,7 @@ func damaged(t *testing.T, f *Fixture) {
 					t.Errorf("%s: %v, want ErrCorrupt", name, err)
 				}
 			}
-			// One bit in each part: a canary costs up to a quarter of a second.
+			// One bit in each part: a canary costs up to a tenth of a second.
 			for _, i := range []int{0, 13, len(blob) / 2, len(blob) - 1} {
 				b := bytes.Clone(blob)
 				b[i] ^= 1

@@ -12,7 +12,7 @@ import (
 )
 
 // canarySpacing bounds how often damaged ciphertexts can make the token work.
-const canarySpacing = 250 * time.Millisecond
+const canarySpacing = 100 * time.Millisecond
 
 // canary answers whether the token works, for return values that mean a damaged
 // ciphertext on one module and a broken token on another (SoftHSM 2.6 says

@@ -129,7 +129,7 @@ func plausible(m kek.Mechanism, n int) bool {
 }
 
 func corrupt(m kek.Mechanism, what string) *wire.Error {
-	return &wire.Error{Class: wire.ClassRequest, Text: fmt.Sprintf("a %s blob %s", m, what)}
+	return &wire.Error{Class: wire.ClassRequest, Text: fmt.Sprintf("the %s blob %s", m, what)}
 }
 
 // ivModeChanged is a token that treats IVs otherwise than the mechanism says.

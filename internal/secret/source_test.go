@@ -1,8 +1,10 @@
 package secret
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -203,4 +205,27 @@ func TestSourcesNameThePlace(t *testing.T) {
 			t.Errorf("String() = %q, want %q", got, want)
 		}
 	}
+}
+
+// Whatever the file holds: a PIN of one line within the limit, or an error that
+// does not repeat it.
+func FuzzReadPIN(f *testing.F) {
+	for _, seed := range []string{"", "1234", "1234\n", "1234\r\n", "\n\n", "a\x00b", strings.Repeat("9", MaxPINSize+3)} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, content []byte) {
+		pin, err := readPIN(bytes.NewReader(content), "PATH")
+		if err != nil {
+			if pin != nil || (len(content) > 20 && strings.Contains(err.Error(), string(content))) {
+				t.Errorf("%d bytes of PIN with the error %q", len(pin), err)
+			}
+			return
+		}
+		if len(pin) == 0 || len(pin) > MaxPINSize || bytes.ContainsAny(pin, "\r\n\x00") {
+			t.Errorf("accepted %q", []byte(pin))
+		}
+		if rest, ok := bytes.CutPrefix(content, pin); !ok || !slices.Contains([]string{"", "\n", "\r\n"}, string(rest)) {
+			t.Errorf("%q became %q", content, []byte(pin))
+		}
+	})
 }

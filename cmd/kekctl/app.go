@@ -1,0 +1,157 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/term"
+
+	"kekd/hsm"
+	"kekd/internal/config"
+	"kekd/internal/kek"
+	"kekd/internal/logging"
+	"kekd/internal/rotation"
+	"kekd/internal/setup"
+	"kekd/internal/state"
+)
+
+// app is what all commands share.
+type app struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+
+	// Flags.
+	configPath string
+	output     string
+	verbose    bool
+
+	// began: the command line was understood and the command runs.
+	began bool
+}
+
+// note prints to stderr, so that stdout holds data only.
+func (a *app) note(format string, args ...any) {
+	_, _ = fmt.Fprintf(a.stderr, format+"\n", args...)
+}
+
+// print writes v as JSON, or what table writes as a table with aligned columns.
+func (a *app) print(v any, table func(w io.Writer)) error {
+	if a.output == "json" {
+		enc := json.NewEncoder(a.stdout)
+		enc.SetIndent("", "  ")
+		enc.SetEscapeHTML(false)
+		return enc.Encode(v)
+	}
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	table(w)
+	return w.Flush()
+}
+
+// row writes one row of a table.
+func row(w io.Writer, cells ...string) {
+	_, _ = fmt.Fprintln(w, strings.Join(cells, "\t"))
+}
+
+// confirm asks before something is done.
+func (a *app) confirm(yes bool) error {
+	if yes {
+		return nil
+	}
+	if f, ok := a.stdin.(*os.File); !ok || !term.IsTerminal(int(f.Fd())) { //nolint:gosec // G115: a file descriptor
+		return codeError{exitUsage, "there is no terminal to ask on; pass --yes to go on without asking"}
+	}
+	_, _ = fmt.Fprint(a.stderr, "Go on? [y/N] ")
+	answer, err := bufio.NewReader(a.stdin).ReadString('\n')
+	if err != nil {
+		return err
+	}
+	if s := strings.ToLower(strings.TrimSpace(answer)); s != "y" && s != "yes" {
+		return codeError{exitFailed, "nothing was done"}
+	}
+	return nil
+}
+
+// logger logs to stderr when asked for, and nowhere otherwise: errors are printed.
+func (a *app) logger() (*zap.Logger, error) {
+	if !a.verbose {
+		return zap.NewNop(), nil
+	}
+	l, err := logging.New("debug", "console", zapcore.Lock(zapcore.AddSync(a.stderr)))
+	return l.Log, err
+}
+
+// hsmTimeout bounds what a command waits for the HSM.
+const hsmTimeout = 90 * time.Second
+
+// session is the token and what stands beside it. Close it.
+type session struct {
+	cfg     config.Config
+	store   *state.Dir
+	token   *hsm.Token
+	primary kek.ID
+}
+
+// open loads the configuration and prepares the token; the HSM is not touched yet.
+func (a *app) open() (*session, error) {
+	cfg, err := config.Load(a.configPath)
+	if err != nil {
+		return nil, err
+	}
+	store, err := state.Open(cfg.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	log, err := a.logger()
+	if err != nil {
+		return nil, err
+	}
+	tokenConfig, err := setup.Token(cfg, store, log, nil)
+	if err != nil {
+		return nil, err
+	}
+	primary, err := setup.Primary(cfg.KeyRing)
+	if err != nil {
+		return nil, err
+	}
+	return &session{cfg: cfg, store: store, token: hsm.New(tokenConfig), primary: primary}, nil
+}
+
+func (s *session) close() { s.token.Close() }
+
+// ring reads the ring as kekd on this node sees it. As with hsm.BuildRing there
+// may be a ring beside an error, and the keys are there even without a ring.
+func (s *session) ring(ctx context.Context) (*kek.Ring, []kek.Info, error) {
+	keys, err := s.token.Keys(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	var published hsm.Published
+	if _, err := s.store.Load(rotation.MemoryName, &published); err != nil {
+		return nil, keys, err
+	}
+	ring, err := hsm.BuildRing(s.cfg.KeyRing.Label, keys, hsm.RingOptions{Now: time.Now(), Published: published, Primary: s.primary})
+	return ring, keys, err
+}
+
+// oneLine folds an error of several lines.
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+
+// isAny reports whether err is of one of the classes.
+func isAny(err error, classes ...error) bool {
+	for _, c := range classes {
+		if errors.Is(err, c) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,121 @@
+// Command kekctl is the administrator's tool beside kekd: it creates and lists
+// KEKs, finds out what is wrong, and puts any KMS v2 plugin through its paces.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"kekd/hsm"
+	"kekd/hsm/worker"
+	"kekd/internal/secret"
+)
+
+// Exit codes.
+const (
+	exitOK        = 0
+	exitFailed    = 1
+	exitUsage     = 2
+	exitUnhealthy = 3
+)
+
+func main() {
+	if worker.Is(os.Args) {
+		os.Exit(worker.Main(worker.OpenModule))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// codeError is an error with an exit code of its own. Its report is on stdout
+// already if it has no text.
+type codeError struct {
+	code int
+	text string
+}
+
+// Error implements error.
+func (e codeError) Error() string { return e.text }
+
+// run is main with everything passed in.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if err := secret.HardenProcess(); err != nil {
+		_, _ = fmt.Fprintln(stderr, "kekctl: error:", err)
+		return exitFailed
+	}
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	root := newRoot(a)
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	if coded, ok := errors.AsType[codeError](err); ok {
+		if coded.text != "" {
+			_, _ = fmt.Fprintln(stderr, "kekctl: error:", coded.text)
+		}
+		return coded.code
+	}
+	_, _ = fmt.Fprintln(stderr, "kekctl: error:", err)
+	if !a.began {
+		// The command line was not understood: nothing has run yet.
+		_, _ = fmt.Fprintln(stderr, "kekctl: hint: kekctl help shows the commands and their flags")
+		return exitUsage
+	}
+	if hint := hsm.Hint(err); hint != "" {
+		_, _ = fmt.Fprintln(stderr, "kekctl: hint:", hint)
+	}
+	return exitFailed
+}
+
+// newRoot makes the command tree.
+func newRoot(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "kekctl",
+		Short:         "Administer kekd and its KEKs",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if a.output != "table" && a.output != "json" {
+				return fmt.Errorf("--output: must be table or json, got %q", a.output)
+			}
+			a.began = true
+			return nil
+		},
+	}
+	root.PersistentFlags().StringVarP(&a.configPath, "config", "c", "/etc/kekd/config.yaml", "kekd's configuration `file`")
+	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "output `format`: table or json")
+	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "log to stderr what is done with the HSM")
+	key := group("key", "Create and list KEKs", newKeyCreate(a), newKeyList(a))
+	pin := group("pin", "Deal with a PIN that the token refused", newPINUnlatch(a))
+	cfg := group("config", "Work on the configuration", newConfigCheck(a))
+	root.AddCommand(key, pin, cfg, newStatus(a), newDoctor(a), newVerify(a), newVersion(a))
+	return root
+}
+
+// group is a command that only holds others.
+func group(use, short string, commands ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{
+		Use: use, Short: short, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := cmd.Help(); err != nil {
+				return err
+			}
+			return codeError{code: exitUsage}
+		},
+	}
+	c.AddCommand(commands...)
+	return c
+}

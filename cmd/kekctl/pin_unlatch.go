@@ -1,0 +1,50 @@
+package main
+
+import (
+	"errors"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"kekd/hsm"
+	"kekd/internal/config"
+	"kekd/internal/state"
+)
+
+func newPINUnlatch(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "unlatch",
+		Short: "Let kekd try the PIN again that the token refused",
+		Long: `Remove the latch that keeps a refused PIN from being tried again. Needed only
+when the PIN itself was right, for example after the security officer unlocked
+it: a changed PIN is noticed by itself.`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return a.pinUnlatch() },
+	}
+}
+
+func (a *app) pinUnlatch() error {
+	cfg, err := config.Load(a.configPath)
+	if err != nil {
+		return err
+	}
+	store, err := state.Open(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	var rec hsm.LatchRecord
+	found, err := store.Load(hsm.LatchName, &rec)
+	if err != nil {
+		return errors.Join(err, errors.New("remove the file by hand"))
+	}
+	if !found {
+		a.note("No PIN is latched.")
+		return nil
+	}
+	if err := store.Remove(hsm.LatchName); err != nil {
+		return err
+	}
+	a.note("Removed the latch of %s on token %s (%s). The next start of the HSM worker tries the PIN once.",
+		rec.Since.Format(time.RFC3339), rec.Serial, rec.Reason)
+	return nil
+}

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/status"
+	kmsapi "k8s.io/kms/apis/v2"
+
+	"kekd/internal/config"
+	"kekd/internal/conformance"
+	"kekd/internal/httpapi"
+)
+
+func newStatus(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Ask the running kekd how it is",
+		Long: `Ask the socket what kube-apiserver would be told, and the HTTP endpoint for the
+rest. Exits with 3 when kube-apiserver would find the plugin unhealthy.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.status(cmd.Context()) },
+	}
+}
+
+// nodeStatus is what kekctl status prints as JSON.
+type nodeStatus struct {
+	// Socket is the answer to the Status call: ok, or the error.
+	Socket string `json:"socket"`
+	KeyID  string `json:"keyID,omitempty"`
+	// HTTP is the answer of /status; null when it could not be had.
+	HTTP      *httpapi.Status `json:"http"`
+	HTTPError string          `json:"httpError,omitempty"`
+}
+
+func (a *app) status(ctx context.Context) error {
+	cfg, err := config.Load(a.configPath)
+	if err != nil {
+		return err
+	}
+	var out nodeStatus
+	answer, err := askSocket(ctx, cfg.Socket.Path)
+	healthy := err == nil && answer.GetHealthz() == "ok"
+	switch {
+	case err != nil:
+		out.Socket = status.Convert(err).Message()
+	default:
+		out.Socket, out.KeyID = answer.GetHealthz(), answer.GetKeyId()
+	}
+	if cfg.HTTP.Address == "" {
+		out.HTTPError = "turned off"
+	} else if out.HTTP, err = askHTTP(ctx, cfg.HTTP.Address); err != nil {
+		out.HTTPError = err.Error()
+	}
+	if err := a.print(out, func(w io.Writer) { statusTable(w, cfg, out) }); err != nil {
+		return err
+	}
+	if !healthy {
+		return codeError{code: exitUnhealthy}
+	}
+	return nil
+}
+
+const askTimeout = 3 * time.Second
+
+// askSocket makes the call that kube-apiserver makes.
+func askSocket(ctx context.Context, path string) (*kmsapi.StatusResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	conn, err := conformance.Dial(path)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close() //nolint:errcheck // nothing is lost
+	return kmsapi.NewKeyManagementServiceClient(conn).Status(ctx, &kmsapi.StatusRequest{})
+}
+
+// askHTTP reads /status.
+func askHTTP(ctx context.Context, address string) (*httpapi.Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/status", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close() //nolint:errcheck // read only
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("GET /status: %s", resp.Status)
+	}
+	s := new(httpapi.Status)
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(s); err != nil {
+		return nil, fmt.Errorf("read /status: %w", err)
+	}
+	return s, nil
+}
+
+func statusTable(w io.Writer, cfg config.Config, s nodeStatus) {
+	row(w, "socket", cfg.Socket.Path, s.Socket)
+	if s.KeyID != "" {
+		row(w, "key_id", s.KeyID)
+	}
+	if s.HTTP == nil {
+		row(w, "http", cfg.HTTP.Address, s.HTTPError)
+		return
+	}
+	h := s.HTTP.Health
+	row(w, "health", string(h.State), h.Reason)
+	row(w, "since", h.Since.Format(time.RFC3339))
+	if !h.CoastingUntil.IsZero() {
+		row(w, "coasting until", h.CoastingUntil.Format(time.RFC3339))
+	}
+	if t := s.HTTP.Token; t != nil {
+		row(w, "token", fmt.Sprintf("%s (serial %s, %s)", t.Label, t.Serial, t.Library))
+	}
+	seeds := s.HTTP.Seeds
+	row(w, "mode", seeds.Mode, seeds.Mechanism)
+	row(w, "seed", fmt.Sprintf("%d uses, made %s", seeds.Uses, seeds.Created.Format(time.RFC3339)))
+	row(w, "seeds cached", fmt.Sprintf("%d of %d", seeds.Cached, seeds.Capacity))
+	if s.HTTP.RingProblem != "" {
+		row(w, "ring problem", s.HTTP.RingProblem)
+	}
+	if r := s.HTTP.KeyRing; r != nil {
+		for _, k := range r.Keys {
+			row(w, "key", k.KeyID, k.State)
+		}
+	}
+	row(w, "version", s.HTTP.Version.String())
+}

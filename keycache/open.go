@@ -1,0 +1,150 @@
+package keycache
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	"kekd/internal/kek"
+	"kekd/internal/secret"
+)
+
+// Open decrypts what Seal made, in either mode, on any node. The result belongs
+// to the caller. Errors, in the order of the checks:
+//
+//   - kek.ErrCorrupt: no envelope of ours, damaged, or bound to something else
+//   - kek.ErrWrongKeyID: the key_id is not the one that the header spells
+//   - kek.ErrUnavailable before the first SetRing; kek.ErrUnknownKey for a key
+//     that is not on the ring; kek.ErrRevoked for one that may not decrypt
+//   - when the HSM is needed, the Wrapper's; kek.ErrUnavailable also when it did
+//     not answer within UnwrapTimeout or a moment ago; kek.ErrBusy when too many
+//     wait; the context's when the caller gave up
+func (s *Sealer) Open(ctx context.Context, sealed kek.Sealed) ([]byte, error) {
+	e, err := parse(sealed.Ciphertext)
+	if err != nil {
+		return nil, fmt.Errorf("open: %w", err)
+	}
+	if want := s.keyIDOf(&e); sealed.KeyID != want {
+		return nil, fmt.Errorf("open: sealed under %q, asked with %q: %w", want, sealed.KeyID, kek.ErrWrongKeyID)
+	}
+	if err := s.permitted(e.id); err != nil {
+		return nil, fmt.Errorf("open: %w", err)
+	}
+	open := s.openSeeded
+	if e.scheme == schemeDirect {
+		open = s.openDirect
+	}
+	plaintext, err := open(ctx, &e, sealed.KeyID)
+	if err != nil {
+		return nil, fmt.Errorf("open under key %s: %w", e.id, err)
+	}
+	s.cfg.Observer.Opened(sealed.KeyID)
+	return plaintext, nil
+}
+
+// keyIDOf spells the key_id that an envelope's header names.
+func (s *Sealer) keyIDOf(e *envelope) string {
+	if c := s.current.Load(); c.made(e) {
+		return c.keyID // what the line below would build
+	}
+	return kek.KeyID(s.cfg.Ring, e.id, e.check)
+}
+
+func (s *Sealer) openSeeded(ctx context.Context, e *envelope, keyID string) ([]byte, error) {
+	var key oneTimeKey
+	defer key.wipe()
+	var err error
+	if s.cfg.Mode == Direct {
+		err = s.deriveOnce(ctx, e, &key)
+	} else {
+		err = s.deriveCached(ctx, e, &key)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return key.open(e, keyID)
+}
+
+// from returns what sets k from a seed and the salt, for Slot.View.
+func (k *oneTimeKey) from(salt []byte) func(secret.Bytes) {
+	return func(seed secret.Bytes) { k.derive(seed, salt) }
+}
+
+// deriveCached sets key from the seed in use, from the cache or from the HSM,
+// in that order.
+func (s *Sealer) deriveCached(ctx context.Context, e *envelope, key *oneTimeKey) error {
+	if c := s.current.Load(); c.made(e) && c.slot.View(key.from(e.salt)) {
+		s.cfg.Observer.CacheRequest(CacheHit)
+		return nil
+	}
+	d := seedDigest(e)
+	if slot := s.seeds.get(d); slot != nil && slot.View(key.from(e.salt)) {
+		s.cfg.Observer.CacheRequest(CacheHit)
+		return nil
+	}
+	if err := s.refused.recall(d, s.cfg.Clock()); err != nil {
+		s.cfg.Observer.CacheRequest(CacheRemembered)
+		return fmt.Errorf("not asked again so soon: %w", err)
+	}
+	s.cfg.Observer.CacheRequest(CacheMiss)
+	// A seed can leave the cache between its flight and us, if the cache is
+	// small and very busy. Then it is fetched again, but not for ever.
+	for range 3 {
+		slot, err := s.fetch(ctx, e, d)
+		if err != nil {
+			return err
+		}
+		if slot.View(key.from(e.salt)) {
+			return nil
+		}
+	}
+	return fmt.Errorf("the seed leaves the cache faster than it can be used: %w", kek.ErrBusy)
+}
+
+// fetch brings a seed into the cache: one flight per wrapped seed however many
+// callers wait. A flight goes on when they leave.
+func (s *Sealer) fetch(ctx context.Context, e *envelope, d digest) (*secret.Slot, error) {
+	id, mechanism := e.id, e.mechanism
+	wrapped := bytes.Clone(e.wrapped) // the envelope is the caller's, who may leave
+	flight := s.flights.DoChan(string(d[:]), func() (any, error) {
+		if slot := s.seeds.get(d); slot != nil { // a flight has just landed
+			return slot, nil
+		}
+		seed, err := s.unwrapSeed(ctx, id, mechanism, wrapped)
+		defer seed.Wipe()
+		if err != nil {
+			s.refused.remember(d, err, s.cfg.Clock())
+			return nil, err
+		}
+		slot, err := s.seeds.add(d, id, seed, s.permitted)
+		if err != nil {
+			return nil, arenaError(err)
+		}
+		return slot, nil
+	})
+	select {
+	case r := <-flight:
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		return r.Val.(*secret.Slot), nil
+	case <-ctx.Done():
+		return nil, waitError(ctx)
+	}
+}
+
+// unwrapSeed asks the HSM through the gate. The caller wipes the seed.
+func (s *Sealer) unwrapSeed(ctx context.Context, id kek.ID, m kek.Mechanism, wrapped []byte) (secret.Bytes, error) {
+	var seed secret.Bytes
+	err := s.gate.call(ctx, func(ctx context.Context) (err error) {
+		seed, err = s.wrapper.Unwrap(ctx, id, m, wrapped, seedAAD(s.cfg.Ring, id))
+		if err == nil && len(seed) != seedSize {
+			return fmt.Errorf("a seed of %d bytes, want %d: %w", len(seed), seedSize, kek.ErrCorrupt)
+		}
+		return err
+	})
+	if err != nil {
+		return seed, fmt.Errorf("unwrap the seed: %w", err)
+	}
+	return seed, nil
+}

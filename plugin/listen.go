@@ -1,0 +1,270 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxPathSize is the longest path that fits struct sockaddr_un with its
+	// closing zero byte.
+	maxPathSize = 107
+	// socketMode lets in kekd's own user and root, whoever is on the allow-list.
+	socketMode = 0o600
+	// probeTimeout bounds the question whether anyone listens at a path.
+	probeTimeout = time.Second
+)
+
+// Socket is the Unix socket that kube-apiserver connects to. It is safe for
+// concurrent use.
+type Socket struct {
+	path    string
+	systemd bool // the service manager owns the path
+
+	mu       sync.Mutex
+	listener *net.UnixListener // guarded by mu; replaced when the path is bound again
+	at       fileID            // the path's inode as bound; guarded by mu
+	lock     *os.File          // guarded by mu; nil once released, and for systemd's socket
+	closed   bool              // guarded by mu; no connection is accepted any more
+}
+
+// Listen returns the socket at path: the one that systemd passes (LISTEN_FDS),
+// if any, or else a new one. Connections queue from now on; Server.Run answers
+// them. Whoever does not call Run closes the socket.
+//
+// The directory must exist, belong to root or kekd's own user, and be writable
+// to nobody else. A socket file left behind by a process that is gone is
+// replaced; a live one, or a file that is no socket, is refused, and so is a
+// second kekd at the same path, by a lock on the file PATH.lock, which stays.
+// Errors name the configuration field, the path and the remedy.
+func Listen(path string) (*Socket, error) {
+	if err := checkPath(path); err != nil {
+		return nil, err
+	}
+	if s, err := activated(path); s != nil || err != nil {
+		return s, err
+	}
+	if err := checkDirectory(filepath.Dir(path)); err != nil {
+		return nil, err
+	}
+	lock, err := acquireLock(path)
+	if err != nil {
+		return nil, err
+	}
+	listener, at, err := bind(path)
+	if err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
+	return &Socket{path: path, listener: listener, at: at, lock: lock}, nil
+}
+
+// Close stops accepting, removes the socket file if it is still this socket's
+// own, and gives up the lock. Connections already accepted stay. Closing twice
+// does nothing.
+func (s *Socket) Close() error {
+	err := s.stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lock != nil {
+		err = errors.Join(err, s.lock.Close())
+		s.lock = nil
+	}
+	return err
+}
+
+// stop is Close but for the lock, which is held until requests are drained: a
+// second kekd that starts earlier would share the token and the state directory.
+func (s *Socket) stop() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	var err error
+	// systemd's socket stays: clients queue on it until the next kekd runs.
+	if at, statErr := inodeOf(s.path); !s.systemd && statErr == nil && at == s.at {
+		err = os.Remove(s.path)
+	}
+	return errors.Join(err, s.listener.Close())
+}
+
+// acceptor is the net.Listener that gRPC sees. It outlives the listeners behind
+// it.
+type acceptor struct{ *Socket }
+
+// Accept implements net.Listener.
+func (a acceptor) Accept() (net.Conn, error) {
+	for {
+		listener := a.current()
+		conn, err := listener.Accept()
+		if err != nil && a.current() != listener {
+			continue // the path was bound again
+		}
+		return conn, err
+	}
+}
+
+// Close implements net.Listener.
+func (a acceptor) Close() error { return a.stop() }
+
+// Addr implements net.Listener.
+func (a acceptor) Addr() net.Addr { return &net.UnixAddr{Name: a.path, Net: "unix"} }
+
+func (s *Socket) current() *net.UnixListener {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.listener
+}
+
+// checkPath refuses what cannot be, or should not be, a socket's path.
+func checkPath(path string) error {
+	switch {
+	case strings.HasPrefix(path, "@"):
+		return fmt.Errorf("socket.path: %q is an abstract socket, which no file permission protects; use a path such as /run/kekd/kekd.sock", path)
+	case !filepath.IsAbs(path) || strings.ContainsRune(path, 0):
+		return fmt.Errorf("socket.path: %q is not an absolute path; use one such as /run/kekd/kekd.sock", path)
+	case filepath.Clean(path) != path:
+		return fmt.Errorf("socket.path: %q is not in its shortest form; write %q", path, filepath.Clean(path))
+	case len(path) > maxPathSize:
+		return fmt.Errorf("socket.path: %q has %d bytes, and the kernel allows %d; choose a shorter path", path, len(path), maxPathSize)
+	}
+	return nil
+}
+
+// checkDirectory makes sure that only root and kekd's own user can replace files
+// in the socket's directory: whoever can, can stand in for kekd and read
+// kube-apiserver's seeds.
+func checkDirectory(dir string) error {
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("socket.path: directory %s does not exist; create it: install -d -m 0750 %s", dir, dir)
+	case err != nil:
+		return fmt.Errorf("socket.path: look at directory %s: %w; let kekd's user search every directory above it", dir, err)
+	case !info.IsDir():
+		return fmt.Errorf("socket.path: %s is no directory; remove it or choose another path", dir)
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return fmt.Errorf("socket.path: owner of %s is unknown on this system; choose a directory on a local file system", dir)
+	}
+	if euid := os.Geteuid(); stat.Uid != 0 && int(stat.Uid) != euid {
+		return fmt.Errorf("socket.path: directory %s belongs to uid %d, not to root or kekd's own uid %d; change it: chown %d %s", dir, stat.Uid, euid, euid, dir)
+	}
+	if mode := info.Mode().Perm(); mode&0o022 != 0 {
+		return fmt.Errorf("socket.path: directory %s has mode %#o, so others can replace the socket; change it: chmod go-w %s", dir, mode, dir)
+	}
+	return nil
+}
+
+// bind makes the socket at path and listens. The caller holds the lock. The
+// listener's Close leaves the file alone, since it may be another's by then.
+func bind(path string) (*net.UnixListener, fileID, error) {
+	if err := clearPath(path); err != nil {
+		return nil, fileID{}, err
+	}
+	config := net.ListenConfig{Control: func(_, _ string, conn syscall.RawConn) error {
+		var chmodErr error
+		if err := conn.Control(func(fd uintptr) {
+			// bind(2) takes the file's mode from the socket's own inode, so the
+			// file has the right one before anybody can open it. A chmod after the
+			// bind comes too late, and umask belongs to the whole process.
+			chmodErr = unix.Fchmod(int(fd), socketMode) //nolint:gosec // G115: a descriptor is a small int
+		}); err != nil {
+			return err
+		}
+		return chmodErr
+	}}
+	l, err := config.Listen(context.Background(), "unix", path)
+	if err != nil {
+		return nil, fileID{}, fmt.Errorf("socket.path: bind %s: %w; let kekd's user write to %s", path, err, filepath.Dir(path))
+	}
+	listener, ok := l.(*net.UnixListener)
+	if !ok {
+		_ = l.Close()
+		return nil, fileID{}, fmt.Errorf("socket.path: bind %s: got a %T", path, l)
+	}
+	listener.SetUnlinkOnClose(false)
+	at, err := checkBound(path)
+	if err != nil {
+		_ = listener.Close()
+		return nil, fileID{}, err
+	}
+	return listener, at, nil
+}
+
+// checkBound looks at the file that bind made.
+func checkBound(path string) (fileID, error) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return fileID{}, fmt.Errorf("socket.path: look at the new socket: %w", err)
+	}
+	if mode := info.Mode(); mode != os.ModeSocket|socketMode {
+		return fileID{}, fmt.Errorf("socket.path: the new socket %s has mode %v, not %v; start kekd with umask 0077 and without default ACLs on its directory", path, mode, os.ModeSocket|socketMode)
+	}
+	return idOf(info)
+}
+
+// clearPath removes a dead socket from path. It returns nil when path is free.
+// Between the question and the removal a process other than kekd could bind the
+// path; only root and kekd's own user may write there, and kekds exclude each
+// other by the lock.
+func clearPath(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("socket.path: look at %s: %w; let kekd's user search %s", path, err, filepath.Dir(path))
+	case info.Mode().Type() != os.ModeSocket:
+		return fmt.Errorf("socket.path: %s exists and is no socket (%v); remove it or choose another path", path, info.Mode())
+	}
+	conn, err := net.DialTimeout("unix", path, probeTimeout)
+	switch {
+	case err == nil:
+		_ = conn.Close()
+		return fmt.Errorf("socket.path: another process listens at %s; stop it (ss -xlp shows it) or choose another path", path)
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case !errors.Is(err, syscall.ECONNREFUSED):
+		// Only a refusal proves that nobody listens: a full queue or a missing
+		// permission does not.
+		return fmt.Errorf("socket.path: %s may be in use: %w; stop its owner (ss -xlp shows it) or choose another path", path, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("socket.path: remove the dead socket %s: %w; remove it by hand", path, err)
+	}
+	return nil
+}
+
+// fileID names a file for as long as anything keeps it: an open lock file and a
+// bound socket pin their inodes, so these numbers are not used again meanwhile.
+type fileID struct{ dev, ino uint64 }
+
+func inodeOf(path string) (fileID, error) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return fileID{}, err
+	}
+	return idOf(info)
+}
+
+func idOf(info os.FileInfo) (fileID, error) {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return fileID{}, fmt.Errorf("inode of %s is unknown on this system", info.Name())
+	}
+	return fileID{dev: stat.Dev, ino: stat.Ino}, nil
+}

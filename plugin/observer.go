@@ -1,0 +1,30 @@
+package plugin
+
+import (
+	"time"
+
+	"google.golang.org/grpc/codes"
+)
+
+// Observer counts what the plugin does. Its methods are called concurrently, on
+// the way of every request, and must not block.
+type Observer interface {
+	// Request reports a call that ended, by method name ("Encrypt") and code.
+	// Requests that gRPC itself turned away (unknown method, oversize message,
+	// undecodable message) are not among them.
+	Request(method string, code codes.Code, elapsed time.Duration)
+	// InFlight changes the number of Encrypts and Decrypts being served.
+	InFlight(delta int)
+	// Refused reports a connection closed because this uid is not on the allow-list.
+	Refused(uid uint32)
+	// Panic reports a request that ended in a recovered panic.
+	Panic()
+}
+
+// nopObserver stands in where nobody counts.
+type nopObserver struct{}
+
+func (nopObserver) Request(string, codes.Code, time.Duration) {}
+func (nopObserver) InFlight(int)                              {}
+func (nopObserver) Refused(uint32)                            {}
+func (nopObserver) Panic()                                    {}
