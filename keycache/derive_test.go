@@ -22,10 +22,11 @@ func TestDeriveIsHKDFExpand(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var got oneTimeKey
-		got.derive(seed, salt)
-		if !bytes.Equal(got[:], want) {
-			t.Fatalf("seed %x, salt %x: derived %x, want %x", seed, salt, got, want)
+		var onStack, validated oneTimeKey
+		onStack.deriveOnStack(seed, salt)
+		validated.deriveValidated(seed, salt)
+		if !bytes.Equal(onStack[:], want) || !bytes.Equal(validated[:], want) {
+			t.Fatalf("seed %x, salt %x: derived %x and %x, want %x", seed, salt, onStack, validated, want)
 		}
 	}
 }
@@ -33,7 +34,7 @@ func TestDeriveIsHKDFExpand(t *testing.T) {
 func TestDeriveStaysOffTheHeap(t *testing.T) {
 	seed, salt := make(secret.Bytes, seedSize), make([]byte, saltSize)
 	var key oneTimeKey
-	if n := testing.AllocsPerRun(100, func() { key.derive(seed, salt) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { key.deriveOnStack(seed, salt) }); n != 0 {
 		t.Errorf("%v allocations, want none: a copy of the seed may stay behind", n)
 	}
 }

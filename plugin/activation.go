@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 
 	"github.com/coreos/go-systemd/v22/activation"
+
+	"kekd/internal/sockpath"
 )
 
 // activated returns the socket that systemd passes, or nil when it passes none.
@@ -51,7 +53,7 @@ func activated(path string) (*Socket, error) {
 // may be let in, which systemd's unit can name and kekd's own socket cannot;
 // everybody may not.
 func checkActivated(path string) (fileID, error) {
-	if err := checkDirectory(filepath.Dir(path)); err != nil {
+	if err := sockpath.CheckDirectory(filepath.Dir(path), os.Geteuid()); err != nil {
 		return fileID{}, err
 	}
 	info, err := os.Lstat(path)

@@ -7,18 +7,16 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"kekd/internal/sockpath"
 )
 
 const (
-	// maxPathSize is the longest path that fits struct sockaddr_un with its
-	// closing zero byte.
-	maxPathSize = 107
 	// socketMode lets in kekd's own user and root, whoever is on the allow-list.
 	socketMode = 0o600
 	// probeTimeout bounds the question whether anyone listens at a path.
@@ -48,13 +46,13 @@ type Socket struct {
 // second kekd at the same path, by a lock on the file PATH.lock, which stays.
 // Errors name the configuration field, the path and the remedy.
 func Listen(path string) (*Socket, error) {
-	if err := checkPath(path); err != nil {
+	if err := sockpath.CheckPath(path); err != nil {
 		return nil, err
 	}
 	if s, err := activated(path); s != nil || err != nil {
 		return s, err
 	}
-	if err := checkDirectory(filepath.Dir(path)); err != nil {
+	if err := sockpath.CheckDirectory(filepath.Dir(path), os.Geteuid()); err != nil {
 		return nil, err
 	}
 	lock, err := acquireLock(path)
@@ -126,47 +124,6 @@ func (s *Socket) current() *net.UnixListener {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.listener
-}
-
-// checkPath refuses what cannot be, or should not be, a socket's path.
-func checkPath(path string) error {
-	switch {
-	case strings.HasPrefix(path, "@"):
-		return fmt.Errorf("socket.path: %q is an abstract socket, which no file permission protects; use a path such as /run/kekd/kekd.sock", path)
-	case !filepath.IsAbs(path) || strings.ContainsRune(path, 0):
-		return fmt.Errorf("socket.path: %q is not an absolute path; use one such as /run/kekd/kekd.sock", path)
-	case filepath.Clean(path) != path:
-		return fmt.Errorf("socket.path: %q is not in its shortest form; write %q", path, filepath.Clean(path))
-	case len(path) > maxPathSize:
-		return fmt.Errorf("socket.path: %q has %d bytes, and the kernel allows %d; choose a shorter path", path, len(path), maxPathSize)
-	}
-	return nil
-}
-
-// checkDirectory makes sure that only root and kekd's own user can replace files
-// in the socket's directory: whoever can, can stand in for kekd and read
-// kube-apiserver's seeds.
-func checkDirectory(dir string) error {
-	info, err := os.Stat(dir)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return fmt.Errorf("socket.path: directory %s does not exist; create it: install -d -m 0750 %s", dir, dir)
-	case err != nil:
-		return fmt.Errorf("socket.path: look at directory %s: %w; let kekd's user search every directory above it", dir, err)
-	case !info.IsDir():
-		return fmt.Errorf("socket.path: %s is no directory; remove it or choose another path", dir)
-	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return fmt.Errorf("socket.path: owner of %s is unknown on this system; choose a directory on a local file system", dir)
-	}
-	if euid := os.Geteuid(); stat.Uid != 0 && int(stat.Uid) != euid {
-		return fmt.Errorf("socket.path: directory %s belongs to uid %d, not to root or kekd's own uid %d; change it: chown %d %s", dir, stat.Uid, euid, euid, dir)
-	}
-	if mode := info.Mode().Perm(); mode&0o022 != 0 {
-		return fmt.Errorf("socket.path: directory %s has mode %#o, so others can replace the socket; change it: chmod go-w %s", dir, mode, dir)
-	}
-	return nil
 }
 
 // bind makes the socket at path and listens. The caller holds the lock. The

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"kekd/internal/sockpath"
 )
 
 // childListen plays another kekd: it listens, says so on stdout, and waits to be
@@ -110,7 +112,7 @@ func TestListenRefuses(t *testing.T) {
 		{"path with a slash at its end", func(_ *testing.T, dir string) string { return in(dir) + "/" },
 			[]string{`write "DIR/kekd.sock"`}},
 		{"path too long", func(_ *testing.T, dir string) string {
-			return filepath.Join(dir, strings.Repeat("x", maxPathSize-len(dir)))
+			return filepath.Join(dir, strings.Repeat("x", sockpath.MaxSize-len(dir)))
 		}, []string{"has 108 bytes, and the kernel allows 107", "choose a shorter path"}},
 		{"no directory", func(_ *testing.T, dir string) string { return in(dir + "/missing") },
 			[]string{"directory DIR/missing does not exist", "install -d -m 0750 DIR/missing"}},
@@ -210,7 +212,7 @@ func listing(t *testing.T, dir string) string {
 
 func TestListenAtTheLongestPath(t *testing.T) {
 	dir := tempDir(t)
-	path := filepath.Join(dir, strings.Repeat("x", maxPathSize-len(dir)-1))
+	path := filepath.Join(dir, strings.Repeat("x", sockpath.MaxSize-len(dir)-1))
 	mustListen(t, path)
 	if c, err := net.Dial("unix", path); err != nil {
 		t.Errorf("dial: %v", err)

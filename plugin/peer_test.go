@@ -124,7 +124,10 @@ func TestRefusalsDoNotFloodTheLog(t *testing.T) {
 	for range 3 * throttleLines {
 		conn, err := net.Dial("unix", r.path)
 		must(t, err)
-		_, _ = io.ReadAll(conn)
+		must(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+		if _, err := io.ReadAll(conn); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal("a refused caller is still connected")
+		}
 		_ = conn.Close()
 	}
 	_, _, refused, _ := r.tally.snapshot()

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"kekd/internal/sockpath"
 )
 
 const (
@@ -71,7 +73,7 @@ func (s *Socket) tend() (rebound bool, err error) {
 	}
 	// What holds at the start holds here: whoever could replace the file may have
 	// replaced the directory.
-	if err := checkDirectory(filepath.Dir(s.path)); err != nil {
+	if err := sockpath.CheckDirectory(filepath.Dir(s.path), os.Geteuid()); err != nil {
 		return false, err
 	}
 	fresh := lock

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -127,7 +129,8 @@ func (a *app) examineHost(ctx context.Context, cfg config.Config, e *examination
 			uid = int(stat.Uid)
 		}
 	}
-	if !e.fail("socket directory", sockpath.Check(cfg.Socket.Path, uid), "") {
+	unsafePath := cmp.Or(sockpath.CheckPath(cfg.Socket.Path), sockpath.CheckDirectory(filepath.Dir(cfg.Socket.Path), uid))
+	if !e.fail("socket directory", unsafePath, "") {
 		e.ok("socket directory", "safe for %s", cfg.Socket.Path)
 	}
 	if _, err := os.Lstat(cfg.Socket.Path); errors.Is(err, os.ErrNotExist) {

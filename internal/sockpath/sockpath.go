@@ -11,21 +11,13 @@ import (
 	"syscall"
 )
 
-// maxSize is the longest path in bytes: sun_path holds 108 with its closing zero
+// MaxSize is the longest path in bytes: sun_path holds 108 with its closing zero
 // byte.
-const maxSize = 107
+const MaxSize = 107
 
-// Check refuses a path that cannot be, or should not be, a socket's for a daemon
-// of this uid. Errors begin with the configuration's field and end with the
-// remedy.
-func Check(path string, uid int) error {
-	if err := checkPath(path); err != nil {
-		return err
-	}
-	return checkDirectory(filepath.Dir(path), uid)
-}
-
-func checkPath(path string) error {
+// CheckPath refuses what cannot be, or should not be, a socket's path. Errors, as
+// CheckDirectory's, begin with the configuration's field and end with the remedy.
+func CheckPath(path string) error {
 	switch {
 	case strings.HasPrefix(path, "@"):
 		return fmt.Errorf("socket.path: %q is an abstract socket, which no file permission protects; use a path such as /run/kekd/kekd.sock", path)
@@ -33,16 +25,16 @@ func checkPath(path string) error {
 		return fmt.Errorf("socket.path: %q is not an absolute path; use one such as /run/kekd/kekd.sock", path)
 	case filepath.Clean(path) != path:
 		return fmt.Errorf("socket.path: %q is not in its shortest form; write %q", path, filepath.Clean(path))
-	case len(path) > maxSize:
-		return fmt.Errorf("socket.path: %q has %d bytes, and the kernel allows %d; choose a shorter path", path, len(path), maxSize)
+	case len(path) > MaxSize:
+		return fmt.Errorf("socket.path: %q has %d bytes, and the kernel allows %d; choose a shorter path", path, len(path), MaxSize)
 	}
 	return nil
 }
 
-// checkDirectory makes sure that only root and the daemon's own user can replace
-// files in the socket's directory: whoever can, can stand in for kekd and read
-// kube-apiserver's seeds.
-func checkDirectory(dir string, uid int) error {
+// CheckDirectory makes sure that only root and the daemon's own user, uid, can
+// replace files in the socket's directory: whoever can, can stand in for kekd and
+// read kube-apiserver's seeds.
+func CheckDirectory(dir string, uid int) error {
 	info, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, os.ErrNotExist):

@@ -1,0 +1,93 @@
+# kekd: make help lists the targets. On a fresh Debian machine with Go,
+# `make run` and `make test` install what they need.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Built tools and Kubernetes' binaries are kept here, by version.
+KEKD_CACHE ?= $(HOME)/.cache/kekd
+export KEKD_CACHE
+
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI := $(KEKD_CACHE)/tools/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
+
+# -buildvcs=auto puts the commit into `kekd version`.
+BUILD := CGO_ENABLED=1 go build -trimpath -buildvcs=auto
+
+# How long each fuzz target runs.
+FUZZTIME ?= 20s
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: build
+build: deps-build ## Build bin/kekd and bin/kekctl
+	$(BUILD) -o bin/ ./cmd/kekd ./cmd/kekctl
+
+.PHONY: run
+run: deps-run build ## Start kekd on a SoftHSM token of its own and show it at work
+	go run ./internal/demo -kekd bin/kekd -kekctl bin/kekctl
+
+.PHONY: test
+test: deps-test build ## Build and pass all tests (SoftHSM, NSS and the apiserver's own client included)
+	CI=true go test -shuffle=on ./...
+	cd e2e && KEKD_BIN=$(CURDIR)/bin/kekd KEKCTL_BIN=$(CURDIR)/bin/kekctl go test -count=1 ./client/... ./internal/...
+
+.PHONY: race
+race: deps-test build ## Run the tests under the race detector
+	CI=true go test -race -shuffle=on ./...
+
+.PHONY: lint
+lint: $(GOLANGCI) ## Check formatting, style and the directions of imports
+	@test -z "$$(gofmt -l cmd hsm internal keycache plugin e2e)" || { gofmt -l cmd hsm internal keycache plugin e2e; echo 'run gofmt -w on these files'; exit 1; }
+	go mod tidy -diff
+	cd e2e && go mod tidy -diff
+	$(GOLANGCI) run ./...
+	cd e2e && $(GOLANGCI) run --config ../.golangci.yml ./...
+
+$(GOLANGCI):
+	GOBIN=$(dir $@) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+
+.PHONY: fuzz
+fuzz: deps-build ## Run every fuzz target for FUZZTIME
+	@grep -rlE '^func Fuzz' --include=*_test.go cmd hsm internal keycache plugin | while read -r file; do \
+	  grep -oE '^func Fuzz[A-Za-z0-9_]*' "$$file" | sed 's/func //' | while read -r target; do \
+	    echo "== $$(dirname "$$file") $$target"; \
+	    go test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) "./$$(dirname "$$file")"; \
+	  done; done
+
+.PHONY: bench
+bench: deps-run build ## Measure kekd, seeded and direct, beside a no-op plugin in one run
+	go build -o .run-bench/ ./internal/bench ./internal/demo
+	.run-bench/demo -dir .run-bench/token -bench .run-bench/bench -- $(BENCHFLAGS)
+
+.PHONY: kube
+kube: ## Build kube-apiserver and etcd from their Go modules (minutes when cold)
+	@e2e/kube/build.sh
+
+.PHONY: e2e
+e2e: deps-test build ## Run kekd under a real kube-apiserver and etcd
+	@bin="$$(e2e/kube/build.sh)"; cd e2e && \
+	KEKD_KUBE_BIN="$$bin" KEKD_BIN=$(CURDIR)/bin/kekd KEKCTL_BIN=$(CURDIR)/bin/kekctl go test -count=1 -timeout=30m -v ./cluster/...
+
+.PHONY: clean
+clean: ## Remove what the targets built in the checkout
+	rm -rf bin .run .run-bench
+
+# Debian packages. Only what is missing is installed, by root or through sudo.
+.PHONY: deps deps-build deps-run deps-test
+deps: deps-test ## Install the Debian packages that building and testing need
+deps-build: PACKAGES := gcc libc6-dev git
+deps-run:   PACKAGES := gcc libc6-dev git softhsm2
+deps-test:  PACKAGES := gcc libc6-dev git softhsm2 opensc libnss3 libnss3-tools
+deps-build deps-run deps-test:
+	@missing=""; for p in $(PACKAGES); do \
+	  dpkg-query -W -f='$${Status}' "$$p" 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+	  sudo=""; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  echo "installing$$missing"; \
+	  $$sudo apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
