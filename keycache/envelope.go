@@ -45,10 +45,11 @@ type envelope struct {
 	body   []byte
 }
 
-// appendPrefix appends what an envelope begins with, up to the salt (seeded) or
-// the body (direct); wrapped is nil in the direct scheme. It is the inverse of
-// parse together with appending salt and body.
-func appendPrefix(b []byte, scheme byte, m kek.Mechanism, id kek.ID, check kek.CheckValue, wrapped []byte) []byte {
+// newPrefix makes what an envelope begins with, up to the salt (seeded) or the
+// body (direct); wrapped is nil in the direct scheme. It is the inverse of parse
+// together with appending salt and body.
+func newPrefix(scheme byte, m kek.Mechanism, id kek.ID, check kek.CheckValue, wrapped []byte) []byte {
+	b := make([]byte, 0, 4+len(id)+len(check)+2+len(wrapped))
 	b = append(b, version1, scheme, byte(m), byte(len(id))) //nolint:gosec // G115: at most kek.MaxIDSize
 	b = append(b, id...)
 	b = append(b, check[:]...)

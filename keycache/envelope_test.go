@@ -93,7 +93,7 @@ func TestParseRefuses(t *testing.T) {
 	wrap := func(n int) []byte { return make([]byte, n) }
 	// envelopeOf builds what parse takes apart, with a body of n bytes.
 	envelopeOf := func(scheme byte, m kek.Mechanism, idSize, wrapped, n int) []byte {
-		b := appendPrefix(nil, scheme, m, kek.ID(strings.Repeat("i", idSize)), kek.CheckValue{}, wrap(wrapped))
+		b := newPrefix(scheme, m, kek.ID(strings.Repeat("i", idSize)), kek.CheckValue{}, wrap(wrapped))
 		if scheme == schemeSeeded {
 			b = append(b, make([]byte, saltSize)...)
 		}
@@ -167,7 +167,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		again := appendPrefix(nil, e.scheme, e.mechanism, e.id, e.check, e.wrapped)
+		again := newPrefix(e.scheme, e.mechanism, e.id, e.check, e.wrapped)
 		if !bytes.Equal(again, e.prefix) {
 			t.Errorf("prefix %x, written again %x", e.prefix, again)
 		}

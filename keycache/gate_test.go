@@ -231,7 +231,7 @@ func TestSeedOfWrongSizeIsCorrupt(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			b := appendPrefix(nil, schemeSeeded, kek.GCMCallerIV, keyA.ID, keyA.CheckValue, blob)
+			b := newPrefix(schemeSeeded, kek.GCMCallerIV, keyA.ID, keyA.CheckValue, blob)
 			b = append(b, make([]byte, saltSize+minSeededBody)...)
 			asked := hsm.ops()
 			for range 3 {

@@ -143,7 +143,7 @@ func (s *Sealer) proveSeed(ctx context.Context, next *current) error {
 		return fmt.Errorf("prove a new seed: its wrap has %d bytes, want %d to %d: %w",
 			len(wrapped), minWrapped, maxWrapped, kek.ErrRefused)
 	}
-	next.prefix = appendPrefix(nil, schemeSeeded, next.mechanism, next.key.ID, next.key.CheckValue, wrapped)
+	next.prefix = newPrefix(schemeSeeded, next.mechanism, next.key.ID, next.key.CheckValue, wrapped)
 	next.digest = seedDigest(&envelope{mechanism: next.mechanism, id: next.key.ID, wrapped: wrapped})
 	next.created = s.cfg.Clock()
 	if next.slot, err = s.arena.Store(seed); err != nil {
@@ -154,7 +154,7 @@ func (s *Sealer) proveSeed(ctx context.Context, next *current) error {
 
 // proveDirect proves a round trip just as Seal and Open make it.
 func (s *Sealer) proveDirect(ctx context.Context, next *current) error {
-	next.prefix = appendPrefix(nil, schemeDirect, next.mechanism, next.key.ID, next.key.CheckValue, nil)
+	next.prefix = newPrefix(schemeDirect, next.mechanism, next.key.ID, next.key.CheckValue, nil)
 	if err := s.uses.take(next.key.ID, next.mechanism); err != nil {
 		return err
 	}

@@ -41,7 +41,7 @@ func childActivated(socket *Socket) int {
 func activatedChild(t *testing.T, path string, files ...*os.File) *child {
 	t.Helper()
 	// LISTEN_PID must be the child's own pid, which the shell knows and keeps.
-	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `LISTEN_PID=$$ exec "$0"`, os.Args[0]) //nolint:gosec // G204: this very binary
+	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `LISTEN_PID=$$ exec "$0"`, os.Args[0])
 	cmd.Env = []string{fmt.Sprintf("LISTEN_FDS=%d", len(files))}
 	cmd.ExtraFiles = files
 	return startChild(t, cmd, "activated", path)
@@ -98,7 +98,7 @@ func TestSystemdSocketRefused(t *testing.T) {
 			return []*os.File{passed(t, path, 0o600), passed(t, path+".other", 0o600)}
 		}, []string{"systemd passes 2 sockets", "keep one ListenStream="}},
 		{"no listener", func(t *testing.T, path string) []*os.File {
-			f, err := os.Create(path) //nolint:gosec // G304: the test's own
+			f, err := os.Create(path)
 			must(t, err)
 			t.Cleanup(func() { _ = f.Close() })
 			return []*os.File{f}

@@ -138,7 +138,7 @@ func bind(path string) (*net.UnixListener, fileID, error) {
 			// bind(2) takes the file's mode from the socket's own inode, so the
 			// file has the right one before anybody can open it. A chmod after the
 			// bind comes too late, and umask belongs to the whole process.
-			chmodErr = unix.Fchmod(int(fd), socketMode) //nolint:gosec // G115: a descriptor is a small int
+			chmodErr = unix.Fchmod(int(fd), socketMode)
 		}); err != nil {
 			return err
 		}

@@ -125,11 +125,11 @@ func TestListenRefuses(t *testing.T) {
 			return in(dir + "/file/deep")
 		}, []string{"look at directory DIR/file/deep", "not a directory"}},
 		{"directory writable to its group", func(t *testing.T, dir string) string {
-			must(t, os.Chmod(dir, 0o770)) //nolint:gosec // G302: the fault under test
+			must(t, os.Chmod(dir, 0o770))
 			return in(dir)
 		}, []string{"directory DIR has mode 0770", "chmod go-w DIR"}},
 		{"directory writable to all", func(t *testing.T, dir string) string {
-			must(t, os.Chmod(dir, os.ModeSticky|0o777)) //nolint:gosec // G302: the fault under test
+			must(t, os.Chmod(dir, os.ModeSticky|0o777))
 			return in(dir)
 		}, []string{"directory DIR has mode 0777", "chmod go-w DIR"}},
 		{"a file at the path", func(t *testing.T, dir string) string {
@@ -266,7 +266,7 @@ func TestSocketModeFromTheFirstMoment(t *testing.T) {
 
 func TestStaleSocketIsReplaced(t *testing.T) {
 	path := filepath.Join(tempDir(t), "kekd.sock")
-	other := startChild(t, exec.CommandContext(t.Context(), os.Args[0]), "listen", path) //nolint:gosec // G204: this very binary
+	other := startChild(t, exec.CommandContext(t.Context(), os.Args[0]), "listen", path)
 	if other.said != "listening" {
 		t.Fatalf("child: %s", other.said)
 	}

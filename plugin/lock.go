@@ -29,7 +29,7 @@ func acquireLock(path string) (*os.File, error) {
 		if err != nil {
 			return nil, fmt.Errorf("socket.path: open the lock file %s: %w; let kekd's user write to its directory", name, err)
 		}
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) //nolint:gosec // G115: a descriptor is a small int
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err != nil {
 			holder := lockHolder(f)
 			_ = f.Close()

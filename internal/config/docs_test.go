@@ -137,7 +137,7 @@ func defaultNote(v reflect.Value) string {
 }
 
 func defaultText(v reflect.Value) string {
-	if d, ok := v.Interface().(time.Duration); ok {
+	if d, ok := reflect.TypeAssert[time.Duration](v); ok {
 		return show(d)
 	}
 	return fmt.Sprint(v.Interface())

@@ -124,7 +124,7 @@ func rotate(ctx context.Context, b *sandbox, d *daemon, old string, sealed *kmsa
 
 // linger keeps kekd running where somebody sits before it.
 func linger(ctx context.Context, b *sandbox, d *daemon) error {
-	if !term.IsTerminal(int(os.Stdout.Fd())) { //nolint:gosec // G115: a file descriptor
+	if !term.IsTerminal(int(os.Stdout.Fd())) {
 		return nil
 	}
 	step("kekd goes on until Ctrl-C; try in another terminal")
@@ -190,7 +190,7 @@ func operations(ctx context.Context, d *daemon) (map[string]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // read only
+	defer resp.Body.Close()
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(resp.Body)
 	if err != nil {

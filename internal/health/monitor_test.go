@@ -59,8 +59,8 @@ func newRig(edit func(*Config)) *rig {
 	return r
 }
 
-// down is an outage as hsm reports it: a class, and detail that must stay inside.
-var down = fmt.Errorf("wrap: C_Encrypt: CKR_DEVICE_ERROR at /usr/lib/x.so: %w", kek.ErrUnavailable)
+// errDown is an outage as hsm reports it: a class, and detail that must stay inside.
+var errDown = fmt.Errorf("wrap: C_Encrypt: CKR_DEVICE_ERROR at /usr/lib/x.so: %w", kek.ErrUnavailable)
 
 // TestStates walks to each state and checks every answer.
 func TestStates(t *testing.T) {
@@ -79,35 +79,35 @@ func TestStates(t *testing.T) {
 		class  error // of Status and MayEncrypt; nil if they serve
 	}{
 		{"new", func(*rig) {}, Starting, "kekd has not used the HSM yet", kek.ErrUnavailable},
-		{"starting, HSM down", func(r *rig) { r.Failed(down) }, Starting, unavailable, kek.ErrUnavailable},
+		{"starting, HSM down", func(r *rig) { r.Failed(errDown) }, Starting, unavailable, kek.ErrUnavailable},
 		{"starting, no key", func(r *rig) { r.Failed(kek.ErrNoKey) }, Starting, "the key ring has no usable KEK", kek.ErrUnavailable},
-		{"starting, HSM back but no key", func(r *rig) { r.Failed(down); r.Succeeded() }, Starting, "kekd has not used the HSM yet", kek.ErrUnavailable},
-		{"starting, for longer than the grace", func(r *rig) { r.Failed(down); r.advance(time.Hour) }, Starting, unavailable, kek.ErrUnavailable},
+		{"starting, HSM back but no key", func(r *rig) { r.Failed(errDown); r.Succeeded() }, Starting, "kekd has not used the HSM yet", kek.ErrUnavailable},
+		{"starting, for longer than the grace", func(r *rig) { r.Failed(errDown); r.advance(time.Hour) }, Starting, unavailable, kek.ErrUnavailable},
 		{"starting, PIN refused", func(r *rig) { r.Failed(wrongPIN) }, Unready, pin, kek.ErrUnavailable},
 		{"published", func(r *rig) { r.publish("k") }, Ready, "", nil},
 		{"published, then probes pass", func(r *rig) { r.publish("k"); r.advance(stale - 1); r.Succeeded(); r.advance(stale - 1) }, Ready, "", nil},
 		{"probes do not finish", func(r *rig) { r.publish("k"); r.advance(stale) }, Coasting, "the HSM check has not finished for too long", nil},
 		{"probes do not finish for the whole grace", func(r *rig) { r.publish("k"); r.advance(grace) }, Unready, "the HSM check has not finished for too long", kek.ErrUnavailable},
-		{"probe failed", func(r *rig) { r.publish("k"); r.Failed(down) }, Coasting, unavailable, nil},
+		{"probe failed", func(r *rig) { r.publish("k"); r.Failed(errDown) }, Coasting, unavailable, nil},
 		{"probe timed out", func(r *rig) { r.publish("k"); r.Failed(context.DeadlineExceeded) }, Coasting, "the HSM did not answer in time", nil},
 		{"probe failed for an unknown reason", func(r *rig) { r.publish("k"); r.Failed(errors.New("x")) }, Coasting, "the HSM check failed", nil},
-		{"last moment of the grace", func(r *rig) { r.publish("k"); r.Failed(down); r.advance(grace - 1) }, Coasting, unavailable, nil},
-		{"grace over", func(r *rig) { r.publish("k"); r.Failed(down); r.advance(grace) }, Unready, unavailable, kek.ErrUnavailable},
+		{"last moment of the grace", func(r *rig) { r.publish("k"); r.Failed(errDown); r.advance(grace - 1) }, Coasting, unavailable, nil},
+		{"grace over", func(r *rig) { r.publish("k"); r.Failed(errDown); r.advance(grace) }, Unready, unavailable, kek.ErrUnavailable},
 		{"grace counts from the last success", func(r *rig) {
 			r.publish("k")
 			r.advance(grace - 1)
-			r.Failed(down)
+			r.Failed(errDown)
 			r.advance(1)
 		}, Unready, unavailable, kek.ErrUnavailable},
 		{"failing on does not extend the grace", func(r *rig) {
 			r.publish("k")
 			for range 10 {
-				r.Failed(down)
+				r.Failed(errDown)
 				r.advance(grace / 10)
 			}
 		}, Unready, unavailable, kek.ErrUnavailable},
-		{"recovered while coasting", func(r *rig) { r.publish("k"); r.Failed(down); r.Succeeded() }, Ready, "", nil},
-		{"recovered after the grace", func(r *rig) { r.publish("k"); r.Failed(down); r.advance(time.Hour); r.Succeeded() }, Ready, "", nil},
+		{"recovered while coasting", func(r *rig) { r.publish("k"); r.Failed(errDown); r.Succeeded() }, Ready, "", nil},
+		{"recovered after the grace", func(r *rig) { r.publish("k"); r.Failed(errDown); r.advance(time.Hour); r.Succeeded() }, Ready, "", nil},
 		{"PIN refused after ready", func(r *rig) { r.publish("k"); r.Failed(wrongPIN) }, Unready, pin, kek.ErrUnavailable},
 		{"PIN latch cleared", func(r *rig) { r.publish("k"); r.Failed(wrongPIN); r.Succeeded() }, Ready, "", nil},
 		{"revoked", func(r *rig) { r.publish("k"); r.Revoked(revoked) }, Revoked, gone, kek.ErrRevoked},
@@ -158,7 +158,7 @@ func TestNoGrace(t *testing.T) {
 	if err := r.MayEncrypt(); err != nil {
 		t.Fatalf("MayEncrypt when ready = %v", err)
 	}
-	r.Failed(down)
+	r.Failed(errDown)
 	if got := r.Report().State; got != Unready {
 		t.Errorf("state after the first failure = %s, want unready", got)
 	}
@@ -196,7 +196,7 @@ func TestReportTimes(t *testing.T) {
 	success := r.now
 	check(Report{State: Ready, Since: ready, LastSuccess: success, KeyID: "k"})
 	r.advance(10 * time.Second)
-	r.Failed(down)
+	r.Failed(errDown)
 	check(Report{State: Coasting, Reason: "the HSM is unavailable", Since: r.now, LastSuccess: success,
 		CoastingUntil: success.Add(grace), KeyID: "k"})
 	coasting := r.now
@@ -212,7 +212,7 @@ func TestTransitionsAreToldOnce(t *testing.T) {
 	r := newRig(nil)
 	r.publish("k")
 	for range 3 {
-		r.Failed(down)
+		r.Failed(errDown)
 		r.advance(time.Second)
 	}
 	r.advance(grace)
@@ -247,8 +247,8 @@ func TestTransitionsAreToldOnce(t *testing.T) {
 
 func TestNewReasonIsLogged(t *testing.T) {
 	r := newRig(nil)
-	r.Failed(down)
-	r.Failed(down)
+	r.Failed(errDown)
+	r.Failed(errDown)
 	r.Failed(kek.ErrNoKey)
 	if got := r.logs.FilterLevelExact(zapcore.WarnLevel).Len(); got != 2 {
 		t.Errorf("%d lines were logged for two reasons", got)
@@ -276,7 +276,7 @@ func TestConcurrentUse(t *testing.T) {
 	})
 	var wg sync.WaitGroup
 	for _, call := range []func(){
-		func() { m.Published("k") }, m.Succeeded, func() { m.Failed(down) }, func() { m.Revoked(kek.ErrRevoked) },
+		func() { m.Published("k") }, m.Succeeded, func() { m.Failed(errDown) }, func() { m.Revoked(kek.ErrRevoked) },
 		func() { _ = m.MayEncrypt() }, func() { _ = m.Report() },
 		func() {
 			if id, err := m.Status(); (id == "") == (err == nil) {

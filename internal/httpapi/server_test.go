@@ -42,7 +42,7 @@ func fetch(t *testing.T, l net.Listener) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer resp.Body.Close() //nolint:errcheck // only read from
+	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	return string(body), err
 }
@@ -114,7 +114,7 @@ func TestListenTaken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // the test is over
+	defer l.Close()
 	_, err = Listen(t.Context(), l.Addr().String())
 	if err == nil {
 		t.Fatal("Listen took a port twice")
@@ -143,7 +143,7 @@ func TestSilentClient(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close() //nolint:errcheck // the test is over
+	defer conn.Close()
 	if _, err := io.WriteString(conn, "GET /livez HTTP/1.1\r\n"); err != nil {
 		t.Fatal(err)
 	}

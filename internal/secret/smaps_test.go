@@ -19,5 +19,5 @@ func addresses(line string) (low, high uintptr, ok bool) {
 }
 
 func addressOf(mem []byte) uintptr {
-	return uintptr(unsafe.Pointer(unsafe.SliceData(mem))) //nolint:gosec // G103: only compared
+	return uintptr(unsafe.Pointer(unsafe.SliceData(mem)))
 }

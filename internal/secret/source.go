@@ -54,7 +54,7 @@ func (s FileSource) Read() (Bytes, error) {
 
 func (s FileSource) read() (Bytes, error) {
 	// Not blocking, so that a FIFO at the path is refused rather than waited for.
-	f, err := os.OpenFile(s.Path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // G304: the path is configuration
+	f, err := os.OpenFile(s.Path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, openError(s.Path, err)
 	}
@@ -137,8 +137,7 @@ func (s CredentialSource) read() (Bytes, error) {
 }
 
 func openError(path string, err error) error {
-	var reason *fs.PathError
-	if errors.As(err, &reason) {
+	if reason, ok := errors.AsType[*fs.PathError](err); ok {
 		err = reason.Err // the path is in the text already
 	}
 	return fmt.Errorf("open %s: %w; it must exist and be readable by uid %d", path, err, os.Geteuid())

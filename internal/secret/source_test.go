@@ -145,7 +145,7 @@ func TestFileSourceRefusesAForeignOwner(t *testing.T) {
 		accept bool
 	}{
 		{"root", 0, true},
-		{"ourselves", uint32(os.Geteuid()), true}, //nolint:gosec // G115: a uid
+		{"ourselves", uint32(os.Geteuid()), true},
 		{"somebody else", 4242, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

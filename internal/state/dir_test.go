@@ -85,7 +85,7 @@ func TestOpenRefuses(t *testing.T) {
 	if err := os.Mkdir(shared, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(shared, 0o770); err != nil { //nolint:gosec // G302: the mode under test
+	if err := os.Chmod(shared, 0o770); err != nil {
 		t.Fatal(err)
 	}
 	orphan := filepath.Join(dir, "missing", "state")
