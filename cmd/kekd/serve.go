@@ -240,7 +240,7 @@ func (d *daemon) run(ctx context.Context) error {
 		return nil
 	})
 	d.log.Info("kekd started", zap.Stringer("version", version.Read()), zap.String("socket", d.cfg.Socket.Path),
-		zap.String("http", d.cfg.HTTP.Address), zap.String("ring", d.cfg.KeyRing.Label), zap.String("mode", string(d.cfg.Seeds.Mode)))
+		zap.String("http", d.httpAddress()), zap.String("ring", d.cfg.KeyRing.Label), zap.String("mode", string(d.cfg.Seeds.Mode)))
 	d.notify(sdnotify.Ready("serving; /readyz tells whether the HSM does"))
 
 	<-failed.Done()
@@ -258,6 +258,15 @@ func (d *daemon) run(ctx context.Context) error {
 	d.token.Close()
 	stopHTTP()
 	return errors.Join(parts.Wait(), wiped)
+}
+
+// httpAddress is where the HTTP endpoint listens, with the port that was taken
+// where the configuration leaves the choice open; empty when it is turned off.
+func (d *daemon) httpAddress() string {
+	if d.http == nil {
+		return ""
+	}
+	return d.http.Addr().String()
 }
 
 func (d *daemon) notify(err error) {

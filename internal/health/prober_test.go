@@ -56,7 +56,7 @@ func TestProberReports(t *testing.T) {
 		var failing atomic.Bool
 		_, m := run(t, func(context.Context) error {
 			if failing.Load() {
-				return down
+				return errDown
 			}
 			return nil
 		})
