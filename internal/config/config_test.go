@@ -112,7 +112,7 @@ func TestParseProblems(t *testing.T) {
 		{"trailing garbage", "+---\n}\n", []string{`the file is not valid YAML: line 7: did not find expected node content`}},
 		{"unknown section", "+sockets: {}\n", []string{
 			`sockets: unknown field (line 7); known here: socket, http, hsm, keyRing, seeds, health, log, stateDir`}},
-		{"unknown field", "+http: {address: x}\n", []string{`http.adress: unknown field (line 7); known here: address, allowRemote`}},
+		{"unknown field", "+http: {addr: x}\n", []string{`http.addr: unknown field (line 7); known here: address, allowRemote`}},
 		{"wrong case", "+http: {Address: x}\n", []string{`http.Address: unknown field (line 7); known here: address, allowRemote`}},
 		{"set twice", "+log: {level: info, level: warn}\n", []string{`log.level: is set twice, first in line 7 (line 7); keep one`}},
 		{"alias", "+log: &a {level: info}\n", []string{`log: YAML anchors and aliases are not supported (line 7); write the value out`}},
