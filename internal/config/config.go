@@ -83,7 +83,7 @@ type HSM struct {
 	// InitArgs is passed to C_Initialize as its reserved argument, at most 4096
 	// bytes. NSS softokn needs it; other modules want it empty.
 	InitArgs string `yaml:"initArgs"`
-	// Env are environment variables for the worker process alone, for modules that
+	// Env is the whole environment of the worker process, for modules that
 	// are configured so (SOFTHSM2_CONF, ChrystokiConfigurationPath). The values are
 	// not printed. Not the place for a PIN.
 	Env Env `yaml:"env"`

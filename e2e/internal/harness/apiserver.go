@@ -1,0 +1,159 @@
+package harness
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net/http"
+	"os"
+	"testing"
+	"time"
+)
+
+const (
+	// apiServerServesWithin bounds a start on a small and busy machine.
+	apiServerServesWithin = 90 * time.Second
+	// apiServerStopsWithin bounds the graceful stop, which waits for watches.
+	apiServerStopsWithin = 90 * time.Second
+)
+
+// APIServer is a kube-apiserver with its own certificates. Its address and its
+// certificates stay over restarts, so clients do too.
+type APIServer struct {
+	// URL is https on loopback.
+	URL string
+	// CAFile, CertFile and KeyFile are for a client of the group system:masters.
+	CAFile, CertFile, KeyFile string
+
+	service *service
+	client  *http.Client
+}
+
+// NewAPIServer configures a server on a store and an EncryptionConfiguration,
+// and does not start it.
+func NewAPIServer(tb testing.TB, etcd *Etcd, encryptionConfig string) *APIServer {
+	tb.Helper()
+	address := freeAddresses(tb, 1)[0]
+	certs := newCertificates(tb)
+	a := &APIServer{
+		URL:      "https://" + address,
+		CAFile:   certs.caFile,
+		CertFile: certs.adminCert,
+		KeyFile:  certs.adminKey,
+	}
+	a.service = newService(tb, "kube-apiserver", kubeBinary(tb, "kube-apiserver"), []string{
+		"--bind-address=" + loopback,
+		"--secure-port=" + port(tb, address),
+		"--etcd-servers=" + etcd.Endpoint,
+		"--encryption-provider-config=" + encryptionConfig,
+		"--client-ca-file=" + certs.caFile,
+		"--tls-cert-file=" + certs.serverCert,
+		"--tls-private-key-file=" + certs.serverKey,
+		"--service-account-issuer=https://kubernetes.default.svc",
+		"--service-account-signing-key-file=" + certs.serviceAccountKey,
+		"--service-account-key-file=" + certs.serviceAccountVerifyingKey,
+		"--service-cluster-ip-range=10.0.0.0/24",
+		"--authorization-mode=RBAC",
+		// Nobody reaches the cluster by its service: a loopback address is no
+		// valid endpoint and would be refused.
+		"--advertise-address=" + loopback,
+		"--endpoint-reconciler-type=none",
+		// Tests look at errors in the log of KMS; the rest is noise.
+		"--v=1",
+	}, nil)
+	a.client = a.newClient(tb)
+	return a
+}
+
+// Start starts the server and waits until it answers at all; nothing is said of
+// its health.
+func (a *APIServer) Start(tb testing.TB) time.Duration {
+	tb.Helper()
+	a.service.start(tb)
+	return Eventually(tb, apiServerServesWithin, "kube-apiserver answers", func(ctx context.Context) error {
+		if err := a.service.alive(); err != nil {
+			return err
+		}
+		_, _, err := get(ctx, a.client, a.URL+"/livez/ping")
+		return err
+	})
+}
+
+// StartReady starts the server and waits until it is ready.
+func (a *APIServer) StartReady(tb testing.TB) time.Duration {
+	tb.Helper()
+	took := a.Start(tb)
+	return took + a.WaitStatus(tb, "/readyz", http.StatusOK, apiServerServesWithin)
+}
+
+// Stop ends the server with SIGTERM and waits.
+func (a *APIServer) Stop(tb testing.TB) time.Duration {
+	tb.Helper()
+	a.client.CloseIdleConnections()
+	return a.service.stop(tb, apiServerStopsWithin)
+}
+
+// Kill ends the server with SIGKILL.
+func (a *APIServer) Kill(tb testing.TB) {
+	tb.Helper()
+	a.service.kill(tb)
+}
+
+// Running tells whether the server was started and has not ended.
+func (a *APIServer) Running() bool { return a.service.running() }
+
+// Get asks for a path, as system:masters.
+func (a *APIServer) Get(ctx context.Context, path string) (status int, body string, err error) {
+	return get(ctx, a.client, a.URL+path)
+}
+
+// WaitStatus waits until a path answers with the status and returns how long
+// that took.
+func (a *APIServer) WaitStatus(tb testing.TB, path string, want int, within time.Duration) time.Duration {
+	tb.Helper()
+	what := fmt.Sprintf("kube-apiserver answers %s with %d", path, want)
+	return Eventually(tb, within, what, func(ctx context.Context) error {
+		if err := a.service.alive(); err != nil {
+			return err
+		}
+		status, body, err := a.Get(ctx, path)
+		if err == nil && status != want {
+			err = fmt.Errorf("%d %s", status, body)
+		}
+		return err
+	})
+}
+
+// Metrics reads the server's metrics.
+func (a *APIServer) Metrics(tb testing.TB) Metrics {
+	tb.Helper()
+	m, err := scrape(tb.Context(), a.client, a.URL+"/metrics")
+	if err != nil {
+		tb.Fatalf("read the metrics of kube-apiserver: %v", err)
+	}
+	return m
+}
+
+func (a *APIServer) newClient(tb testing.TB) *http.Client {
+	tb.Helper()
+	cert, err := tls.LoadX509KeyPair(a.CertFile, a.KeyFile)
+	if err != nil {
+		tb.Fatalf("load the client certificate: %v", err)
+	}
+	ca, err := os.ReadFile(a.CAFile)
+	if err != nil {
+		tb.Fatalf("load the authority's certificate: %v", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(ca) {
+		tb.Fatal("load the authority's certificate: no certificate in it")
+	}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{
+		MinVersion:   tls.VersionTLS13,
+		RootCAs:      roots,
+		Certificates: []tls.Certificate{cert},
+	}}
+	tb.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
+}

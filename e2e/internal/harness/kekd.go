@@ -1,0 +1,274 @@
+package harness
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"text/template"
+	"time"
+)
+
+const (
+	// kekdReadyWithin bounds the time from the start of kekd to a proven key.
+	kekdReadyWithin = 20 * time.Second
+	// kekdStopsWithin bounds kekd's graceful stop.
+	kekdStopsWithin = 20 * time.Second
+)
+
+// KekdOptions are the settings that tests vary. Zero means the value that the
+// tests use by default, not kekd's own default.
+type KekdOptions struct {
+	Mode          string        // seeds.mode, default seeded
+	Refresh       time.Duration // keyRing.refresh, default 1s
+	ProbeInterval time.Duration // health.probeInterval, default 1s
+	OutageGrace   time.Duration // health.outageGrace, default 10m
+}
+
+// Kekd is a daemon with a token and a KEK of its own ring.
+type Kekd struct {
+	// Socket is the path of the KMS v2 socket. It stays over restarts.
+	Socket string
+	// Token is the HSM.
+	Token *Token
+	// Ring is the ring's label.
+	Ring string
+
+	config  string
+	address string // of the HTTP endpoint
+	service *service
+}
+
+// kekdConfig is the configuration file; the values are JSON strings, which YAML
+// reads as they are.
+var kekdConfig = template.Must(template.New("kekd.yaml").Parse(`socket:
+  path: {{printf "%q" .Socket}}
+  allowedUIDs: [{{.UID}}]
+http:
+  address: {{printf "%q" .Address}}
+stateDir: {{printf "%q" .StateDir}}
+hsm:
+  module: {{printf "%q" .Token.Module}}
+  token:
+    label: {{printf "%q" .Token.Label}}
+  pinFile: {{printf "%q" .Token.PINFile}}
+  env:
+    SOFTHSM2_CONF: {{printf "%q" .Token.Conf}}
+keyRing:
+  label: {{printf "%q" .Ring}}
+  refresh: {{.Options.Refresh}}
+seeds:
+  mode: {{.Options.Mode}}
+  # A machine of a developer or of CI may not let an unprivileged user lock memory.
+  lockMemory: {{.LockMemory}}
+health:
+  probeInterval: {{.Options.ProbeInterval}}
+  outageGrace: {{.Options.OutageGrace}}
+log:
+  level: debug
+  format: json
+`))
+
+// NewKekd configures a daemon on a token, with a new KEK on it, and does not
+// start it.
+func NewKekd(tb testing.TB, token *Token, options KekdOptions) *Kekd {
+	tb.Helper()
+	dir := shortDir(tb)
+	k := &Kekd{
+		Socket:  filepath.Join(dir, "run", "kekd.sock"),
+		Token:   token,
+		Ring:    "k8s-kek",
+		config:  filepath.Join(dir, "kekd.yaml"),
+		address: freeAddresses(tb, 1)[0],
+	}
+	for _, sub := range []string{"run", "state"} {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
+			tb.Fatalf("make a directory for kekd: %v", err)
+		}
+	}
+	k.Configure(tb, options)
+	k.service = newService(tb, "kekd", KekdBinary(tb), []string{"serve", "--config", k.config}, nil)
+	tb.Cleanup(func() {
+		if k.service.logged(token.pin) {
+			tb.Error("the log of kekd holds the PIN")
+		}
+	})
+	k.CreateKey(tb, 0)
+	return k
+}
+
+// CreateKey creates a KEK on the ring, which becomes the primary after a time of
+// whole seconds: at least two beside a key that was just made, since activation
+// times must differ.
+func (k *Kekd) CreateKey(tb testing.TB, activateIn time.Duration) {
+	tb.Helper()
+	command(tb, nil, KekctlBinary(tb), "key", "create", "--config", k.config, "--yes", "--activate-in", activateIn.String())
+}
+
+// Configure writes the configuration anew; it takes effect with the next start.
+func (k *Kekd) Configure(tb testing.TB, options KekdOptions) {
+	tb.Helper()
+	setDefault(&options.Mode, "seeded")
+	setDefault(&options.Refresh, time.Second)
+	setDefault(&options.ProbeInterval, time.Second)
+	setDefault(&options.OutageGrace, 10*time.Minute)
+	var text bytes.Buffer
+	if err := kekdConfig.Execute(&text, map[string]any{
+		"Socket":     k.Socket,
+		"UID":        os.Getuid(),
+		"Address":    k.address,
+		"StateDir":   filepath.Join(filepath.Dir(k.config), "state"),
+		"Token":      k.Token,
+		"Ring":       k.Ring,
+		"Options":    options,
+		"LockMemory": os.Getuid() == 0,
+	}); err != nil {
+		tb.Fatalf("write the configuration of kekd: %v", err)
+	}
+	writeFile(tb, k.config, text.String())
+}
+
+func setDefault[T comparable](v *T, value T) {
+	var zero T
+	if *v == zero {
+		*v = value
+	}
+}
+
+// Start starts the daemon without waiting for anything.
+func (k *Kekd) Start(tb testing.TB) {
+	tb.Helper()
+	k.service.start(tb)
+}
+
+// StartReady starts the daemon and waits until it is ready.
+func (k *Kekd) StartReady(tb testing.TB) {
+	tb.Helper()
+	k.Start(tb)
+	k.WaitReady(tb, kekdReadyWithin)
+}
+
+// Kill ends the daemon with SIGKILL and requires that its HSM worker goes too.
+func (k *Kekd) Kill(tb testing.TB) {
+	tb.Helper()
+	k.service.kill(tb)
+}
+
+// Stop ends the daemon with SIGTERM, requires status 0 and returns the time
+// that it took.
+func (k *Kekd) Stop(tb testing.TB) time.Duration {
+	tb.Helper()
+	return k.service.stop(tb, kekdStopsWithin)
+}
+
+// Running tells whether the daemon was started and has not ended.
+func (k *Kekd) Running() bool { return k.service.running() }
+
+// Signal sends a signal to the daemon alone.
+func (k *Kekd) Signal(tb testing.TB, sig syscall.Signal) {
+	tb.Helper()
+	k.service.signal(tb, sig)
+}
+
+// KillWorker ends the daemon's HSM worker process with SIGKILL, as a crash of
+// the PKCS#11 module would.
+func (k *Kekd) KillWorker(tb testing.TB) {
+	tb.Helper()
+	pids := k.service.children()
+	if len(pids) == 0 {
+		tb.Fatal("kekd has no worker process")
+	}
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
+			tb.Fatalf("kill the worker: %v", err)
+		}
+	}
+}
+
+// Ready asks /readyz; the error holds the reason.
+func (k *Kekd) Ready(ctx context.Context) error {
+	if err := k.service.alive(); err != nil {
+		return err
+	}
+	status, body, err := get(ctx, http.DefaultClient, k.url("/readyz"))
+	if err != nil {
+		return err
+	}
+	if status != http.StatusOK {
+		return fmt.Errorf("/readyz of kekd: %d %s", status, body)
+	}
+	return nil
+}
+
+// WaitReady waits until the daemon is ready and returns how long that took.
+func (k *Kekd) WaitReady(tb testing.TB, within time.Duration) time.Duration {
+	tb.Helper()
+	return Eventually(tb, within, "kekd becomes ready", k.Ready)
+}
+
+// WaitUnready waits until the daemon says that it is not ready and returns the
+// reason.
+func (k *Kekd) WaitUnready(tb testing.TB, within time.Duration) string {
+	tb.Helper()
+	var reason string
+	Eventually(tb, within, "kekd becomes unready", func(ctx context.Context) error {
+		if err := k.service.alive(); err != nil {
+			return err
+		}
+		status, body, err := get(ctx, http.DefaultClient, k.url("/readyz"))
+		if err != nil {
+			return err
+		}
+		if status != http.StatusServiceUnavailable {
+			return fmt.Errorf("/readyz of kekd: %d %s, want 503", status, body)
+		}
+		reason = body
+		return nil
+	})
+	return reason
+}
+
+// LogLines counts what the daemon has logged so far, over all its starts.
+func (k *Kekd) LogLines(tb testing.TB) int {
+	tb.Helper()
+	b, err := os.ReadFile(k.service.log)
+	if err != nil {
+		tb.Fatalf("read the log of kekd: %v", err)
+	}
+	return bytes.Count(b, []byte{'\n'})
+}
+
+// Metrics reads the daemon's metrics.
+func (k *Kekd) Metrics(tb testing.TB) Metrics {
+	tb.Helper()
+	m, err := scrape(tb.Context(), http.DefaultClient, k.url("/metrics"))
+	if err != nil {
+		tb.Fatalf("read the metrics of kekd: %v", err)
+	}
+	return m
+}
+
+func (k *Kekd) url(path string) string { return "http://" + k.address + path }
+
+// get returns the status and the body, cut to 64 KiB, of a GET request.
+func get(ctx context.Context, client *http.Client, url string) (status int, body string, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return 0, "", fmt.Errorf("make the request: %w", err)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err != nil {
+		return 0, "", fmt.Errorf("read the response of %s: %w", url, err)
+	}
+	return resp.StatusCode, string(bytes.TrimSpace(b)), nil
+}

@@ -1,0 +1,41 @@
+package harness
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+)
+
+// ErrHopeless is wrapped by an attempt's error when no later attempt can work.
+var ErrHopeless = errors.New("waiting is pointless")
+
+// pollInterval is the pause between two attempts: short beside everything that
+// is waited for, long enough to leave the processor to those who do the work.
+const pollInterval = 100 * time.Millisecond
+
+// Eventually repeats try until it returns nil, and returns how long that took.
+// It ends the test when within has passed, or when the error wraps ErrHopeless.
+// Each attempt gets a context that ends with the deadline.
+func Eventually(tb testing.TB, within time.Duration, what string, try func(ctx context.Context) error) time.Duration {
+	tb.Helper()
+	start := time.Now()
+	ctx, cancel := context.WithDeadline(tb.Context(), start.Add(within))
+	defer cancel()
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	for {
+		err := try(ctx)
+		if err == nil {
+			return time.Since(start)
+		}
+		if errors.Is(err, ErrHopeless) {
+			tb.Fatalf("%s: %v", what, err)
+		}
+		select {
+		case <-ctx.Done():
+			tb.Fatalf("%s: not within %v, last: %v", what, within, err)
+		case <-tick.C:
+		}
+	}
+}
