@@ -67,7 +67,7 @@ func (a *app) confirm(yes bool) error {
 	if yes {
 		return nil
 	}
-	if f, ok := a.stdin.(*os.File); !ok || !term.IsTerminal(int(f.Fd())) { //nolint:gosec // G115: a file descriptor
+	if f, ok := a.stdin.(*os.File); !ok || !term.IsTerminal(int(f.Fd())) {
 		return codeError{exitUsage, "there is no terminal to ask on; pass --yes to go on without asking"}
 	}
 	_, _ = fmt.Fprint(a.stderr, "Go on? [y/N] ")

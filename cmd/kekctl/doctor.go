@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -140,7 +141,11 @@ func (a *app) examineHost(ctx context.Context, cfg config.Config, e *examination
 	answer, err := askSocket(ctx, cfg.Socket.Path)
 	switch {
 	case err != nil:
-		e.warn("socket", "Status fails: "+status.Convert(err).Message(), "the lines below, or kekd's log, say why")
+		remedy := outsider(cfg)
+		if remedy == "" {
+			remedy = "the lines below, or kekd's log, say why"
+		}
+		e.warn("socket", "Status fails: "+status.Convert(err).Message(), remedy)
 	case answer.GetHealthz() != "ok":
 		e.warn("socket", "Status says "+answer.GetHealthz(), "the lines below, or kekd's log, say why")
 	default:
@@ -177,8 +182,11 @@ func (s *session) examineRing(ctx context.Context, e *examination) {
 	ring, keys, err := s.ring(ctx)
 	if err != nil {
 		remedy := "kekctl key list shows the ring"
-		if errors.Is(err, kek.ErrNoKey) {
+		switch {
+		case errors.Is(err, kek.ErrNoKey):
 			remedy = "kekctl key create makes the first key"
+		case errors.Is(err, kek.ErrRevoked):
+			remedy = "make that key usable again, or create another with kekctl key create"
 		}
 		e.fail("key ring", err, remedy)
 		return
@@ -196,11 +204,8 @@ func (s *session) examineRing(ctx context.Context, e *examination) {
 	if e.fail("mechanism", err, "") {
 		return
 	}
-	detail := mechanism.String() + " proven on the primary"
-	for _, p := range passedOver {
-		detail += "; not " + p
-	}
-	e.ok("mechanism", "%s", detail)
+	proven := append([]string{mechanism.String() + " proven on the primary"}, passedOver...)
+	e.ok("mechanism", "%s", strings.Join(proven, "; not "))
 	begun := time.Now()
 	if e.fail("round trip", s.token.Probe(ctx, primary.ID, mechanism), "") {
 		return

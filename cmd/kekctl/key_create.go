@@ -28,7 +28,8 @@ func newKeyCreate(a *app) *cobra.Command {
 extractable. It is proven by an encryption and a decryption before the command
 succeeds.
 
-The first key of a ring is active at once. A further one becomes the primary on
+The first key of a ring is active at once, and so is a key for a ring that has no
+primary, where nothing encrypts until it is. A further one becomes the primary on
 every node five minutes later, unless --activate-in says otherwise: the nodes
 must have seen it before.`,
 		Args: cobra.NoArgs,
@@ -40,7 +41,7 @@ must have seen it before.`,
 		},
 	}
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
-	c.Flags().DurationVar(&delay, "activate-in", 0, "when the key becomes the primary (default 0s for the first key, else 5m)")
+	c.Flags().DurationVar(&delay, "activate-in", 0, "when the key becomes the primary (default 0s where the ring has no primary, else 5m)")
 	return c
 }
 
@@ -56,15 +57,20 @@ func (a *app) keyCreate(ctx context.Context, yes bool, delay time.Duration, give
 	if err != nil {
 		return err
 	}
-	_, keys, err := s.ring(ctx)
+	ring, keys, err := s.ring(ctx)
 	if err != nil && !isAny(err, kek.ErrNoKey, kek.ErrRevoked, kek.ErrRefused, kek.ErrAmbiguous) {
 		return err
 	}
-	if !given && len(keys) > 0 {
+	if _, ok := ring.Primary(); !given && (ok || errors.Is(err, kek.ErrAmbiguous)) {
+		// In an ambiguous ring a running kekd may still use the key it had before.
 		delay = defaultDelay
 	}
 	activation := time.Now().Add(delay)
 	for _, k := range keys {
+		if !given && k.Activation.Equal(activation.Truncate(time.Second)) {
+			// Activations are whole seconds, and this one is ours to choose.
+			activation = k.Activation.Add(time.Second)
+		}
 		if !k.Activation.Before(activation.Truncate(time.Second)) {
 			return codeError{exitFailed, fmt.Sprintf("key %s activates at %s, so a key that activates at %s would never be the primary; choose a longer --activate-in",
 				k.ID, k.Activation.Format(time.RFC3339), activation.UTC().Format(time.RFC3339))}
@@ -87,7 +93,7 @@ func (a *app) keyCreate(ctx context.Context, yes bool, delay time.Duration, give
 		return err
 	}
 	key.State = kek.Primary
-	if delay > 0 {
+	if activation.After(time.Now()) {
 		key.State = kek.Pending
 	}
 	one := httpapi.NewKeyRing(&kek.Ring{Label: key.Ring, Keys: []kek.Info{key}}, time.Now()).Keys[0]

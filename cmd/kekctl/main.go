@@ -110,9 +110,8 @@ func group(use, short string, commands ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{
 		Use: use, Short: short, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := cmd.Help(); err != nil {
-				return err
-			}
+			// Nobody asked for help, so it is no data.
+			_, _ = fmt.Fprint(cmd.ErrOrStderr(), cmd.UsageString())
 			return codeError{code: exitUsage}
 		},
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -61,9 +63,22 @@ func (a *app) status(ctx context.Context) error {
 		return err
 	}
 	if !healthy {
+		if remedy := outsider(cfg); remedy != "" {
+			a.note("kekctl: hint: %s", remedy)
+		}
 		return codeError{code: exitUnhealthy}
 	}
 	return nil
+}
+
+// outsider says what to do where kekd refuses this very user, which a client
+// cannot tell from a broken connection; empty where it does not.
+func outsider(cfg config.Config) string {
+	uid := os.Geteuid()
+	if slices.Contains(cfg.Socket.AllowedUIDs, uint32(uid)) { //nolint:gosec // G115: a user id
+		return ""
+	}
+	return fmt.Sprintf("kekd refuses callers with uid %d; run kekctl as a user of socket.allowedUIDs", uid)
 }
 
 const askTimeout = 3 * time.Second
@@ -76,7 +91,7 @@ func askSocket(ctx context.Context, path string) (*kmsapi.StatusResponse, error)
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close() //nolint:errcheck // nothing is lost
+	defer conn.Close()
 	return kmsapi.NewKeyManagementServiceClient(conn).Status(ctx, &kmsapi.StatusRequest{})
 }
 
@@ -92,7 +107,7 @@ func askHTTP(ctx context.Context, address string) (*httpapi.Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // read only
+	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("GET /status: %s", resp.Status)
 	}
@@ -123,7 +138,9 @@ func statusTable(w io.Writer, cfg config.Config, s nodeStatus) {
 	}
 	seeds := s.HTTP.Seeds
 	row(w, "mode", seeds.Mode, seeds.Mechanism)
-	row(w, "seed", fmt.Sprintf("%d uses, made %s", seeds.Uses, seeds.Created.Format(time.RFC3339)))
+	if !seeds.Created.IsZero() {
+		row(w, "seed", fmt.Sprintf("%d uses, made %s", seeds.Uses, seeds.Created.Format(time.RFC3339)))
+	}
 	row(w, "seeds cached", fmt.Sprintf("%d of %d", seeds.Cached, seeds.Capacity))
 	if s.HTTP.RingProblem != "" {
 		row(w, "ring problem", s.HTTP.RingProblem)

@@ -41,7 +41,7 @@ func (a *app) verify(ctx context.Context, socket string, opts conformance.Option
 	if err != nil {
 		return err
 	}
-	defer conn.Close() //nolint:errcheck // nothing is lost
+	defer conn.Close()
 	report := conformance.Run(ctx, conn, opts)
 	err = a.print(report, func(w io.Writer) {
 		row(w, "CHECK", "RESULT", "DETAIL")
