@@ -17,7 +17,7 @@ type hsmMetrics struct {
 func newHSMMetrics() hsmMetrics {
 	h := hsmMetrics{
 		operations: counters("kekd_hsm_operations_total",
-			"Operations of the HSM that ended, by operation and result.", "op", "result"),
+			"Operations of the HSM that ended, by operation and result; unavailable is one that was not tried because no worker runs.", "op", "result"),
 		durations: histograms("kekd_hsm_operation_duration_seconds",
 			"Time that operations of the HSM took, waiting included, by operation.", "op"),
 		restarts: counters("kekd_hsm_worker_restarts_total",
