@@ -22,7 +22,7 @@ const (
 
 // logOutput logs what the worker and the module print, until the pipe ends.
 func logOutput(r io.ReadCloser, log *zap.Logger, holdsSecret func([]byte) bool) {
-	defer r.Close() //nolint:errcheck // a pipe read to its end
+	defer r.Close()
 	lines := bufio.NewReaderSize(r, lineBuffer)
 	tail := false // inside a line that was too long for the buffer
 	for {
@@ -32,7 +32,8 @@ func logOutput(r io.ReadCloser, log *zap.Logger, holdsSecret func([]byte) bool) 
 			if holdsSecret(text) {
 				text = []byte("[a line that holds the PIN]")
 			}
-			log.Warn("hsm worker output", zap.ByteString("line", text[:min(len(text), maxLine)]))
+			// A copy: a core may keep the entry, and the buffer is used again.
+			log.Warn("hsm worker output", zap.String("line", string(text[:min(len(text), maxLine)])))
 		}
 		tail = long
 		if err != nil && !long {

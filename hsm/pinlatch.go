@@ -113,13 +113,15 @@ func (l *pinLatch) set(token wire.TokenInfo, pin []byte, source string, cause er
 	rec.Hash = hash
 	l.watch.HSMLatched(true)
 	l.log.Error("the token refused the PIN, which is not tried again", zap.String("source", source), zap.String("serial", token.Serial), zap.String("reason", reason))
+	var unsaved *LatchRecord
 	if err := l.store.Save(LatchName, rec); err != nil {
 		// This process keeps it in memory; a restart would try once more.
-		l.mu.Lock()
-		l.memory = rec
-		l.mu.Unlock()
+		unsaved = rec
 		l.log.Error("the PIN latch is not stored, a restart will try the PIN again", zap.Error(err))
 	}
+	l.mu.Lock()
+	l.memory = unsaved
+	l.mu.Unlock()
 	return &latchedError{since: rec.Since, reason: rec.Reason, source: source}
 }
 
@@ -135,20 +137,25 @@ func (l *pinLatch) Clear() error {
 	return nil
 }
 
-// load returns the record in force. What is stored has the last word, so that an
-// operator's removal of the file counts.
+// load returns the record in force; nil when there is none. One that could not
+// be stored is newer than what is stored. Otherwise the store has the last word,
+// so that an operator's removal of the file counts.
 func (l *pinLatch) load() (*LatchRecord, error) {
+	l.mu.Lock()
+	unsaved := l.memory
+	l.mu.Unlock()
+	if unsaved != nil {
+		return unsaved, nil
+	}
 	rec := new(LatchRecord)
 	found, err := l.store.Load(LatchName, rec)
 	if err != nil {
 		return nil, fmt.Errorf("read the PIN latch: %w", err)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if found {
-		return rec, nil
+	if !found {
+		return nil, nil
 	}
-	return l.memory, nil
+	return rec, nil
 }
 
 // matches tells whether this is the PIN of the record.
@@ -165,7 +172,8 @@ func (l *pinLatch) matches(rec *LatchRecord, pin []byte) bool {
 	hash, err := rec.hash(pin)
 	// A record that can't be computed with is taken as a match: better one latch
 	// too many than one try.
-	hit := err != nil || subtle.ConstantTimeCompare(hash, rec.Hash) == 1
+	damaged := err != nil || rec.Iterations < 1 || len(rec.Hash) != len(hash)
+	hit := damaged || subtle.ConstantTimeCompare(hash, rec.Hash) == 1
 	l.known, l.knownHit = sum, hit
 	return hit
 }

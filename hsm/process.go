@@ -29,7 +29,7 @@ var errWorkerGone = fmt.Errorf("%w: the HSM worker process ended", kek.ErrUnavai
 // selfCommand runs this binary as a worker. /proc/self/exe is this very file
 // even after the path was replaced by an upgrade.
 func selfCommand() *exec.Cmd {
-	return exec.Command("/proc/self/exe", worker.Arg) //nolint:noctx // it lives until it is killed, not as long as a request
+	return exec.Command("/proc/self/exe", worker.Arg) //nolint:gosec // G204: this very file; it lives until it is killed, not as long as a request
 }
 
 // process is one worker process. It is made by startProcess, serves calls until
@@ -76,8 +76,8 @@ func startProcess(cfg Config, holdsSecret func([]byte) bool) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a socketpair for the HSM worker: %w", err)
 	}
-	theirs := os.NewFile(uintptr(fds[1]), "worker socket") //nolint:gosec // G115: a file descriptor
-	ours := os.NewFile(uintptr(fds[0]), "worker socket")   //nolint:gosec // G115: a file descriptor
+	theirs := os.NewFile(uintptr(fds[1]), "worker socket")
+	ours := os.NewFile(uintptr(fds[0]), "worker socket")
 	conn, err := net.FileConn(ours)
 	_ = ours.Close() // FileConn works on a copy
 	if err != nil {
@@ -117,9 +117,19 @@ func startProcess(cfg Config, holdsSecret func([]byte) bool) (*process, error) {
 		defer close(logged)
 		logOutput(output, p.log, holdsSecret)
 	}()
-	go p.receive(logged)
+	go func() {
+		p.receive()
+		// The last words, which are there by now. What the module started may hold
+		// the pipe open for ever, and is not waited for.
+		_ = output.SetReadDeadline(time.Now().Add(lastWords))
+		<-logged
+		p.fail()
+	}()
 	return p, nil
 }
+
+// lastWords is how long the output of a process that ended is read for.
+const lastWords = 100 * time.Millisecond
 
 // alive reports whether the process may still answer.
 func (p *process) alive() bool {
@@ -128,25 +138,23 @@ func (p *process) alive() bool {
 	return p.cause == nil
 }
 
-// kill ends the process for the given reason. It does not wait.
-func (p *process) kill(why error) {
+// kill ends the process for the given reason. It does not wait. False when a
+// reason was given before.
+func (p *process) kill(why error) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.killLocked(why)
-}
-
-func (p *process) killLocked(why error) {
 	if p.cause != nil {
-		return
+		return false
 	}
 	p.cause = why
 	// An error means that it is dead already.
 	_ = p.cmd.Process.Kill()
+	return true
 }
 
 // receive hands answers to their callers until the socket ends, then reaps the
-// process and fails whatever is left.
-func (p *process) receive(logged <-chan struct{}) {
+// process.
+func (p *process) receive() {
 	var why error
 	for {
 		f, err := p.conn.Receive()
@@ -166,15 +174,21 @@ func (p *process) receive(logged <-chan struct{}) {
 		p.finish(call)
 		call.answer <- f
 	}
-	p.kill(fmt.Errorf("the worker's socket ended: %w", why))
+	unasked := p.kill(fmt.Errorf("the worker's socket ended: %w", why))
 	_ = p.file.Close()
 	state := p.cmd.Wait()
-	<-logged
 	p.mu.Lock()
-	if errors.Is(why, io.EOF) && state != nil {
-		// It went by itself: how is the better reason, "signal: segmentation fault".
+	defer p.mu.Unlock()
+	if unasked && errors.Is(why, io.EOF) && state != nil {
+		// It went by itself, and how it did is the better reason: "exit status 2" is
+		// what Go makes of a crash in C, whose signal is in the worker's output.
 		p.cause = fmt.Errorf("the worker ended: %w", state)
 	}
+}
+
+// fail fails all calls that an ended process has left unanswered.
+func (p *process) fail() {
+	p.mu.Lock()
 	left := p.pending
 	p.pending = nil
 	p.mu.Unlock()

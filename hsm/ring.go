@@ -70,18 +70,22 @@ func (p *Published) UnmarshalJSON(b []byte) error {
 	if err := json.Unmarshal(b, &in); err != nil {
 		return err
 	}
-	last, err := kek.ParseID(in.Last)
-	if err != nil {
-		return err
+	var out Published
+	if in.Last != "" { // nothing was published yet
+		id, err := kek.ParseID(in.Last)
+		if err != nil {
+			return err
+		}
+		out.Last = id
 	}
-	*p = Published{Last: last}
 	for _, s := range in.Before {
 		id, err := kek.ParseID(s)
 		if err != nil {
 			return err
 		}
-		p.Before = append(p.Before, id)
+		out.Before = append(out.Before, id)
 	}
+	*p = out
 	return nil
 }
 

@@ -18,7 +18,7 @@ import (
 const (
 	// firstPause and lastPause bound the wait between two starts of a worker.
 	firstPause = 100 * time.Millisecond
-	lastPause  = 10 * time.Second
+	lastPause  = 5 * time.Second
 	// steadyLife is how long a worker must live for its end not to count as one
 	// of a series.
 	steadyLife = 30 * time.Second
@@ -48,6 +48,10 @@ type supervisor struct {
 	notBefore time.Time
 	lastErr   error
 	closed    bool // guarded by mu
+
+	// serial is that of the last token that was logged in to. Only the start under
+	// way uses it.
+	serial string
 }
 
 // start is one attempt to bring up a worker.
@@ -89,7 +93,7 @@ func (s *supervisor) get(ctx context.Context) (*process, error) {
 	if s.starting == nil {
 		if wait := time.Until(s.notBefore); wait > 0 {
 			defer s.mu.Unlock()
-			return nil, fmt.Errorf("%w (next try in %s)", s.lastErr, wait.Round(time.Millisecond))
+			return nil, &pausedError{last: s.lastErr, wait: wait}
 		}
 		st := &start{done: make(chan struct{})}
 		s.starting = st
@@ -104,6 +108,21 @@ func (s *supervisor) get(ctx context.Context) (*process, error) {
 		return nil, gaveUp(ctx, "wait for the HSM worker to start")
 	}
 }
+
+// pausedError is a call that was not made, because the last worker failed a moment
+// ago.
+type pausedError struct {
+	last error
+	wait time.Duration
+}
+
+// Error implements error.
+func (e *pausedError) Error() string {
+	return fmt.Sprintf("%v (next try in %s)", e.last, e.wait.Round(time.Millisecond))
+}
+
+// Unwrap yields why the last worker failed.
+func (e *pausedError) Unwrap() error { return e.last }
 
 // run brings up a worker for everybody who waits for st.
 func (s *supervisor) run(st *start) {
@@ -209,6 +228,10 @@ func (s *supervisor) bringUp() (*process, error) {
 		p.stop()
 		return nil, err
 	}
+	if s.serial != "" && s.serial != p.token.Serial {
+		s.cfg.Logger.Error("another token answers to hsm.token now", zap.String("serial_before", s.serial), zap.String("serial", p.token.Serial))
+	}
+	s.serial = p.token.Serial
 	s.cfg.Logger.Info("hsm worker ready",
 		zap.Int("pid", p.cmd.Process.Pid), zap.String("library", p.token.Library), zap.String("token", p.token.Label),
 		zap.String("serial", p.token.Serial), zap.Uint("slot", p.token.Slot), zap.Int("sessions", p.token.Sessions),

@@ -257,6 +257,9 @@ func (t *Token) observe(ctx context.Context, name string, op wire.Kind, again re
 func (t *Token) attempt(ctx context.Context, op wire.Kind, again repeat, meta any, sec secret.Bytes, reply any) (secret.Bytes, error) {
 	for tries := 1; ; tries++ {
 		p, err := t.sup.get(ctx)
+		if err != nil && tries == 1 && faulty(err) && ctx.Err() == nil {
+			continue // the worker died while it started, so nothing was asked yet
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -273,6 +276,9 @@ func (t *Token) attempt(ctx context.Context, op wire.Kind, again repeat, meta an
 
 // faulty reports whether an error means that the worker must be replaced.
 func faulty(err error) bool {
+	if _, paused := errors.AsType[*pausedError](err); paused {
+		return false // there is none
+	}
 	if errors.Is(err, errWorkerGone) {
 		return true
 	}
@@ -284,6 +290,9 @@ func faulty(err error) bool {
 func resultOf(err error) string {
 	if err == nil {
 		return "ok"
+	}
+	if _, paused := errors.AsType[*pausedError](err); paused {
+		return "unavailable" // nobody was asked
 	}
 	if e, ok := errors.AsType[*wire.Error](err); ok {
 		return e.Class.String()

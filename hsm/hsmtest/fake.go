@@ -39,7 +39,8 @@ type FakeToken struct {
 	Mechanisms []uint `json:"mechanisms"`
 	// IVMode is how AES-GCM treats its IV: "" for the caller's, "written" for one
 	// that the token writes back and that must be given as zeros, "appended" for
-	// one that it appends.
+	// one that it appends, "zero" for a broken token that takes no notice of the
+	// caller's and always uses zeros.
 	IVMode string `json:"ivMode"`
 	// MaxSessions is ulMaxSessionCount; 0 says that there is no limit.
 	MaxSessions uint `json:"maxSessions"`
@@ -100,7 +101,7 @@ func WriteFake(path string, t *FakeToken) error {
 
 // ReadFake reads a token's file.
 func ReadFake(path string) (*FakeToken, error) {
-	b, err := os.ReadFile(path) //nolint:gosec // G304: a test's own file
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
@@ -378,7 +379,7 @@ func (t *FakeToken) Add(attributes map[uint][]byte) uint {
 	}
 	size := 32
 	if v := attributes[pkcs11.CKA_VALUE_LEN]; len(v) == 8 {
-		size = int(binary.NativeEndian.Uint64(v)) //nolint:gosec // G115: 16 or 32
+		size = int(binary.NativeEndian.Uint64(v))
 	}
 	value := make([]byte, size)
 	_, _ = rand.Read(value) // never fails
@@ -429,8 +430,10 @@ func (f *Fake) Encrypt(s pkcs11.SessionHandle, h pkcs11.ObjectHandle, m p11.Mech
 			if t.IVMode == "written" && !bytes.Equal(iv, make([]byte, 12)) {
 				return nil, pkcs11.CKR_MECHANISM_PARAM_INVALID
 			}
-			iv = make([]byte, map[string]int{"written": 12, "appended": 16}[t.IVMode])
-			_, _ = rand.Read(iv) // never fails
+			iv = make([]byte, map[string]int{"written": 12, "appended": 16, "zero": 12}[t.IVMode])
+			if t.IVMode != "zero" {
+				_, _ = rand.Read(iv) // never fails
+			}
 		}
 		gcm, err := cipher.NewGCMWithNonceSize(block, len(iv))
 		if err != nil {
@@ -470,11 +473,15 @@ func (f *Fake) Decrypt(s pkcs11.SessionHandle, h pkcs11.ObjectHandle, m p11.Mech
 			}
 			return out, 0
 		}
-		gcm, err := cipher.NewGCMWithNonceSize(block, len(m.IV))
+		iv := m.IV
+		if t.IVMode == "zero" {
+			iv = make([]byte, 12)
+		}
+		gcm, err := cipher.NewGCMWithNonceSize(block, len(iv))
 		if err != nil {
 			return nil, pkcs11.CKR_MECHANISM_PARAM_INVALID
 		}
-		out, err := gcm.Open(nil, m.IV, in, m.AAD)
+		out, err := gcm.Open(nil, iv, in, m.AAD)
 		if err != nil {
 			return nil, bad
 		}

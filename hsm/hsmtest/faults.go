@@ -3,6 +3,7 @@ package hsmtest
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,7 +20,36 @@ import (
 //	C_Decrypt hang            never return
 //	C_Encrypt crash n=1       die of SIGSEGV
 //	C_DecryptInit ms=250      take longer
+//	C_Login print=secret      write a line to standard error
+//	C_Encrypt spawn=5         start a process of its own that lives so many seconds
+//
+// One line may do several things, in its order. The first line of a function
+// counts.
 func SetFaults(path string, faults ...string) error {
+	lock, err := lockFaults(path)
+	if err != nil {
+		return err
+	}
+	defer lock.Close() // which frees the lock
+	return writeFaults(path, faults)
+}
+
+// lockFaults keeps other processes from the faults of a token until the file is
+// closed.
+func lockFaults(path string) (*os.File, error) {
+	lock, err := os.OpenFile(path+".faults.lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
+	return lock, nil
+}
+
+// writeFaults replaces the file. The caller holds the lock.
+func writeFaults(path string, faults []string) error {
 	tmp := path + ".faults.new"
 	if err := os.WriteFile(tmp, []byte(strings.Join(faults, "\n")), 0o600); err != nil {
 		return err
@@ -30,12 +60,7 @@ func SetFaults(path string, faults ...string) error {
 // inject does to a call what the faults say. Faults with a count are used up in
 // the file, so that they are spent across processes too.
 func inject(path, call string) error {
-	lock, err := os.OpenFile(path+".faults.lock", os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // G304: a test's own file
-	if err != nil {
-		return fail(call, pkcs11.CKR_HOST_MEMORY)
-	}
-	fault, err := take(path, call, lock)
-	_ = lock.Close() // frees the lock
+	fault, err := take(path, call)
 	if err != nil {
 		return fail(call, pkcs11.CKR_HOST_MEMORY)
 	}
@@ -47,6 +72,12 @@ func inject(path, call string) error {
 		case "crash":
 			_ = syscall.Kill(os.Getpid(), syscall.SIGSEGV)
 			select {}
+		case "spawn":
+			child := exec.Command("/bin/sleep", value) // meant to outlive us
+			child.Stdout, child.Stderr = os.Stdout, os.Stderr
+			if err := child.Start(); err != nil {
+				return fail(call, pkcs11.CKR_HOST_MEMORY)
+			}
 		case "print":
 			fmt.Fprintln(os.Stderr, value)
 		case "ms":
@@ -61,11 +92,13 @@ func inject(path, call string) error {
 }
 
 // take returns the words of the first fault for a call, and counts it down.
-func take(path, call string, lock *os.File) ([]string, error) {
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil { //nolint:gosec // G115: a file descriptor
+func take(path, call string) ([]string, error) {
+	lock, err := lockFaults(path)
+	if err != nil {
 		return nil, err
 	}
-	b, err := os.ReadFile(path + ".faults") //nolint:gosec // G304: a test's own file
+	defer lock.Close() // which frees the lock
+	b, err := os.ReadFile(path + ".faults")
 	if err != nil {
 		return nil, nil // none set
 	}
@@ -87,7 +120,7 @@ func take(path, call string, lock *os.File) ([]string, error) {
 				words[j] = "n=" + strconv.Itoa(n-1)
 				lines[i] = strings.Join(words, " ")
 			}
-			return words[1:], SetFaults(path, lines...)
+			return words[1:], writeFaults(path, lines)
 		}
 		return words[1:], nil
 	}

@@ -61,8 +61,7 @@ func check(call string, err error) error {
 	if err == nil {
 		return nil
 	}
-	var rv pkcs11.Error
-	if errors.As(err, &rv) {
+	if rv, ok := errors.AsType[pkcs11.Error](err); ok {
 		return Error{Call: call, RV: uint(rv)}
 	}
 	return fmt.Errorf("%s: %w", call, err)

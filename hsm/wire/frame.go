@@ -76,7 +76,7 @@ func Append(dst []byte, f Frame) ([]byte, error) {
 	if n > MaxFrame {
 		return dst, fmt.Errorf("%w: %d bytes, at most %d", ErrFrame, n, MaxFrame)
 	}
-	dst = binary.BigEndian.AppendUint32(dst, uint32(n)) //nolint:gosec // G115: at most MaxFrame
+	dst = binary.BigEndian.AppendUint32(dst, uint32(n))
 	dst = binary.BigEndian.AppendUint64(dst, f.ID)
 	dst = append(dst, byte(f.Kind))
 	dst = binary.BigEndian.AppendUint32(dst, uint32(len(f.Meta))) //nolint:gosec // G115: at most MaxFrame
@@ -100,6 +100,10 @@ func Read(r io.Reader) (Frame, error) {
 	}
 	body := make([]byte, n)
 	if _, err := io.ReadFull(r, body); err != nil {
+		clear(body)                 // may hold a part of the secret
+		if errors.Is(err, io.EOF) { // which means the end between two frames
+			err = io.ErrUnexpectedEOF
+		}
 		return Frame{}, fmt.Errorf("%w: cut off: %w", ErrFrame, err)
 	}
 	f := Frame{ID: binary.BigEndian.Uint64(body), Kind: Kind(body[8])}

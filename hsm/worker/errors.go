@@ -70,10 +70,21 @@ func judge(e p11.Error) (wire.Class, verdict) {
 
 // ambiguous reports whether a failure may be a damaged ciphertext's fault as well
 // as the token's: SoftHSM 2.6 answers CKR_GENERAL_ERROR to a wrong tag, others
-// CKR_DEVICE_ERROR or a code of their own.
+// CKR_DEVICE_ERROR or a code of their own. Codes that speak of the token, the
+// login, a session or a handle say nothing about the ciphertext, even when all is
+// well again a moment later.
 func ambiguous(e p11.Error) bool {
-	class, _ := judge(e)
-	return e.Call == "C_Decrypt" && class == wire.ClassToken
+	if e.Call != "C_Decrypt" {
+		return false
+	}
+	switch e.RV {
+	case pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED,
+		pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, pkcs11.CKR_USER_NOT_LOGGED_IN,
+		pkcs11.CKR_HOST_MEMORY, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_SESSION_COUNT:
+		return false
+	}
+	class, what := judge(e)
+	return class == wire.ClassToken && what != freshSession && what != freshHandle
 }
 
 // fail makes the error that goes to the parent. An error that already is one

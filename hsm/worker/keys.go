@@ -76,7 +76,6 @@ type candidate struct {
 func (w *Worker) scan() ([]candidate, error) {
 	var found []candidate
 	err := w.onSession("list the keys", func(s session) error {
-		found = nil
 		companions, err := w.companions(s, nil)
 		if err != nil {
 			return err
@@ -87,19 +86,30 @@ func (w *Worker) scan() ([]candidate, error) {
 		if err != nil {
 			return err
 		}
-		for _, o := range objects {
-			c, ok, err := w.describe(s, o)
-			if err != nil {
-				return err
-			}
-			if ok {
-				c.hmac, c.hasHMAC = companions[kek.ID(c.key.ID)]
-				found = append(found, c)
-			}
+		if found, err = w.members(s, objects); err != nil {
+			return err
+		}
+		for i := range found {
+			found[i].hmac, found[i].hasHMAC = companions[kek.ID(found[i].key.ID)]
 		}
 		return nil
 	})
 	return found, err
+}
+
+// members describes those of the objects that belong to the ring.
+func (w *Worker) members(s session, objects []pkcs11.ObjectHandle) ([]candidate, error) {
+	var found []candidate
+	for _, o := range objects {
+		c, ok, err := w.describe(s, o)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			found = append(found, c)
+		}
+	}
+	return found, nil
 }
 
 // companions finds the HMAC keys of the ring, or of one KEK of it, by the KEK's id.
@@ -166,7 +176,7 @@ func (w *Worker) describe(s session, o pkcs11.ObjectHandle) (candidate, bool, er
 	if err != nil {
 		return candidate{}, false, err
 	}
-	a.Bits = int(size) * 8 //nolint:gosec // G115: an AES key's length in bytes
+	a.Bits = int(size) * 8
 	return c, true, nil
 }
 
@@ -195,7 +205,6 @@ func (w *Worker) key(id kek.ID) (*handle, error) {
 func (w *Worker) find(id kek.ID) (*handle, error) {
 	var found []candidate
 	err := w.onSession("find key "+id.String(), func(s session) error {
-		found = nil
 		objects, err := w.module.FindObjects(s.handle, []*pkcs11.Attribute{
 			attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
 			attr(pkcs11.CKA_ID, []byte(id)),
@@ -203,17 +212,8 @@ func (w *Worker) find(id kek.ID) (*handle, error) {
 		if err != nil {
 			return err
 		}
-		for _, o := range objects {
-			c, ok, err := w.describe(s, o)
-			if err != nil {
-				return err
-			}
-			if ok {
-				found = append(found, c)
-			}
-		}
-		if len(found) != 1 {
-			return nil
+		if found, err = w.members(s, objects); err != nil || len(found) != 1 {
+			return err
 		}
 		companions, err := w.companions(s, &id)
 		if err != nil {

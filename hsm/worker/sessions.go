@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"sync"
 
 	"github.com/miekg/pkcs11"
 
@@ -15,8 +16,8 @@ func maxUnknown(n uint) bool { return n == 0 || n == ^uint(0) }
 // poolSize is how many sessions the pool may have: the wish, unless the token
 // names a limit, of which one session is taken by the login.
 func poolSize(wish int, limit uint) int {
-	if !maxUnknown(limit) && limit < uint(wish)+1 { //nolint:gosec // G115: a configured count from 1 to 64
-		return max(int(limit)-1, 1) //nolint:gosec // G115: smaller than wish
+	if !maxUnknown(limit) && limit < uint(wish)+1 {
+		return max(int(limit)-1, 1)
 	}
 	return wish
 }
@@ -31,20 +32,25 @@ type session struct {
 type sessions struct {
 	module p11.Cryptoki
 	slot   uint
-	// idle holds the places that nobody uses. Its capacity is the pool's size; a
-	// place that the token refused to fill is never put back.
+	// idle holds the places that nobody uses. Its capacity is the pool's size.
 	idle chan session
+
+	mu sync.Mutex
+	// places is how many places there are, idle or in use: the pool's size, less
+	// those that the token refused to fill, and never below 1. Guarded by mu.
+	places int
 }
 
 func newSessions(m p11.Cryptoki, slot uint, size int) *sessions {
-	p := &sessions{module: m, slot: slot, idle: make(chan session, size)}
+	p := &sessions{module: m, slot: slot, idle: make(chan session, size), places: size}
 	for range size {
 		p.idle <- session{}
 	}
 	return p
 }
 
-// acquire returns an open session, waiting for one until ctx ends.
+// acquire returns an open session, waiting for one until ctx ends. Errors are the
+// module's own, or that of ctx.
 func (p *sessions) acquire(ctx context.Context) (session, error) {
 	for {
 		var s session
@@ -60,31 +66,24 @@ func (p *sessions) acquire(ctx context.Context) (session, error) {
 		if err == nil {
 			return session{handle: h, open: true}, nil
 		}
-		if e, ok := rvOf(err); ok && e.RV == pkcs11.CKR_SESSION_COUNT && p.openIdle() {
-			// The token has fewer sessions than it promised. Do with those that
-			// are open: this place is gone for good.
+		if e, ok := rvOf(err); ok && e.RV == pkcs11.CKR_SESSION_COUNT && p.shrink() {
 			continue
 		}
 		p.idle <- session{}
-		return session{}, fail("open a session", err)
+		return session{}, err
 	}
 }
 
-// openIdle reports whether an open session is waiting, so that a caller who
-// could not open another one will find it.
-func (p *sessions) openIdle() bool {
-	for range len(p.idle) {
-		select {
-		case s := <-p.idle:
-			p.idle <- s
-			if s.open {
-				return true
-			}
-		default:
-			return false
-		}
+// shrink gives up the caller's place for good, since the token has fewer sessions
+// than it promised: the rest must do. False when it is the last place.
+func (p *sessions) shrink() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.places == 1 {
+		return false
 	}
-	return false
+	p.places--
+	return true
 }
 
 // release puts a session back after use.

@@ -3,7 +3,6 @@ package kek
 import (
 	"encoding/binary"
 	"io"
-	"math"
 	"strings"
 	"time"
 )
@@ -21,12 +20,16 @@ const (
 	idSize   = 17
 )
 
+// maxActivation is the last second of the year 9999. Later times can't be written
+// in JSON, and the latest ones overflow time.Time.
+const maxActivation = 253402300799
+
 // NewID makes the CKA_ID of a key that activates at the given time, cut to the
-// second, which must be after 1970. Eight bytes are read from random.
+// second and to the years 1970 to 9999. Eight bytes are read from random.
 func NewID(activation time.Time, random io.Reader) (ID, error) {
 	b := make([]byte, idSize)
 	b[0] = idFormat
-	binary.BigEndian.PutUint64(b[1:9], uint64(max(activation.Unix(), 0))) //nolint:gosec // G115: not negative
+	binary.BigEndian.PutUint64(b[1:9], uint64(min(max(activation.Unix(), 0), maxActivation)))
 	if _, err := io.ReadFull(random, b[9:]); err != nil {
 		return "", err
 	}
@@ -40,7 +43,7 @@ func (id ID) Activation() (time.Time, bool) {
 		return time.Time{}, false
 	}
 	secs := binary.BigEndian.Uint64([]byte(id[1:9]))
-	if secs > math.MaxInt64 {
+	if secs > maxActivation {
 		return time.Time{}, false
 	}
 	return time.Unix(int64(secs), 0).UTC(), true

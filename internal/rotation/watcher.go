@@ -153,9 +153,15 @@ func (w *Watcher) nextLook() time.Duration {
 	}
 	now := w.cfg.Clock()
 	for _, k := range ring.Keys {
-		if ahead := k.Activation.Sub(now); k.State == kek.Pending && ahead < pause {
-			pause = max(ahead, 0)
+		if k.State != kek.Pending {
+			continue
 		}
+		ahead := k.Activation.Sub(now)
+		if ahead <= 0 {
+			// Its time came and the ring could not be read since.
+			ahead = impatience
+		}
+		pause = min(pause, ahead)
 	}
 	return pause
 }
@@ -182,7 +188,7 @@ func (w *Watcher) Refresh(ctx context.Context) {
 // logChange logs an error when it is new, and its end, not every repetition.
 func (w *Watcher) logChange(last, now error) {
 	switch {
-	case now != nil && (last == nil || classOf(last) != classOf(now)):
+	case now != nil && (last == nil || !errors.Is(classOf(last), classOf(now))):
 		w.cfg.Logger.Error("key ring not usable", zap.Error(now), zap.String("hint", hsm.Hint(now)))
 	case now != nil:
 		w.cfg.Logger.Debug("key ring still not usable", zap.Error(now))
@@ -206,7 +212,7 @@ func classOf(err error) error {
 func (w *Watcher) look(ctx context.Context) (*kek.Ring, error) {
 	keys, err := w.cfg.Token.Keys(ctx)
 	if err != nil {
-		w.cfg.Health.Failed(err)
+		w.failed(err)
 		return nil, err
 	}
 	ring, err := hsm.BuildRing(w.cfg.Ring, keys, hsm.RingOptions{
@@ -215,18 +221,31 @@ func (w *Watcher) look(ctx context.Context) (*kek.Ring, error) {
 	if ring == nil {
 		// What is in use stays in use: a stray key beside it is no reason to stop.
 		if _, ok := w.cfg.Sealer.Current(); !ok {
-			w.cfg.Health.Failed(err)
+			w.failed(err)
 		}
 		return nil, err
 	}
+	before, inUse := w.cfg.Sealer.Current() // which SetRing may take back
 	w.cfg.Sealer.SetRing(ring)
 	w.cfg.Observer.SetRing(ring)
 	primary, ok := ring.Primary()
 	if !ok {
 		w.withdraw(err)
+	}
+	if _, still := w.cfg.Sealer.Current(); inUse && !still {
+		w.cfg.Audit.Error("key withdrawn", zap.String("key_id", before.KeyID), zap.Error(err))
+	}
+	if !ok {
 		return ring, err
 	}
 	return ring, w.publish(ctx, primary)
+}
+
+// failed tells of a failure, unless it is only that kekd stops.
+func (w *Watcher) failed(err error) {
+	if !errors.Is(err, context.Canceled) {
+		w.cfg.Health.Failed(err)
+	}
 }
 
 // withdraw stops sealing, where anything was ever sealed.
@@ -234,9 +253,6 @@ func (w *Watcher) withdraw(why error) {
 	if w.published.Last == "" {
 		w.cfg.Health.Failed(why)
 		return
-	}
-	if c, ok := w.cfg.Sealer.Current(); ok {
-		w.cfg.Audit.Error("key withdrawn", zap.String("key_id", c.KeyID), zap.Error(why))
 	}
 	w.cfg.Sealer.Unpublish()
 	w.cfg.Health.Revoked(why)
@@ -251,7 +267,7 @@ func (w *Watcher) publish(ctx context.Context, primary kek.Info) error {
 	err := w.rotate(ctx, primary)
 	w.cfg.Observer.Rotated(err)
 	if err != nil && !inUse {
-		w.cfg.Health.Failed(err)
+		w.failed(err)
 	}
 	return err
 }
