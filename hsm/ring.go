@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -45,19 +46,23 @@ func describeKey(ring string, k wire.Key) kek.Info {
 type Published struct {
 	// Last is the id of the last primary, empty before the first.
 	Last kek.ID
+	// CheckValue is the last primary's, as published; zero if the token could not
+	// compute it.
+	CheckValue kek.CheckValue
 	// Before are the ids that were primary before, oldest first.
 	Before []kek.ID
 }
 
 // publishedJSON spells ids in hexadecimal, since they are no valid UTF-8.
 type publishedJSON struct {
-	Last   string   `json:"last"`
-	Before []string `json:"before"`
+	Last       string   `json:"last"`
+	CheckValue string   `json:"checkValue"`
+	Before     []string `json:"before"`
 }
 
 // MarshalJSON implements json.Marshaler.
 func (p Published) MarshalJSON() ([]byte, error) {
-	out := publishedJSON{Last: p.Last.String(), Before: []string{}}
+	out := publishedJSON{Last: p.Last.String(), CheckValue: p.CheckValue.String(), Before: []string{}}
 	for _, id := range p.Before {
 		out.Before = append(out.Before, id.String())
 	}
@@ -78,6 +83,11 @@ func (p *Published) UnmarshalJSON(b []byte) error {
 		}
 		out.Last = id
 	}
+	v, err := hex.DecodeString(in.CheckValue)
+	if err != nil || len(v) != len(out.CheckValue) {
+		return fmt.Errorf("check value %q is not %d bytes in hexadecimal", in.CheckValue, len(out.CheckValue))
+	}
+	copy(out.CheckValue[:], v)
 	for _, s := range in.Before {
 		id, err := kek.ParseID(s)
 		if err != nil {
@@ -89,15 +99,27 @@ func (p *Published) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// Advance returns p with id as the last primary.
-func (p Published) Advance(id kek.ID) Published {
-	if p.Last == id {
-		return p
+// Advance returns p with the key as the last primary, and whether that is a change.
+func (p Published) Advance(k kek.Info) (Published, bool) {
+	switch {
+	case p.Last == k.ID && (p.CheckValue != kek.CheckValue{} || k.CheckValue == kek.CheckValue{}):
+		return p, false
+	case p.Last == k.ID: // known now
+		p.CheckValue = k.CheckValue
+		return p, true
 	}
-	if p.Last == "" {
-		return Published{Last: id}
+	next := Published{Last: k.ID, CheckValue: k.CheckValue}
+	if p.Last != "" {
+		next.Before = append(slices.Clone(p.Before), p.Last)
 	}
-	return Published{Last: id, Before: append(slices.Clone(p.Before), p.Last)}
+	return next, true
+}
+
+// swapped reports whether the key under the last primary's id is another key. A
+// check value that could not be computed at one of the two times proves nothing.
+func (p Published) swapped(k kek.Info) bool {
+	var unknown kek.CheckValue
+	return p.Last == k.ID && p.CheckValue != unknown && k.CheckValue != unknown && p.CheckValue != k.CheckValue
 }
 
 // RingOptions is what BuildRing needs besides the keys.
@@ -117,9 +139,9 @@ type RingOptions struct {
 // The ring that it returns is good for decryption even when there is an error,
 // which then says why nothing may encrypt: kek.ErrNoKey when no key is
 // activated, kek.ErrRevoked when the newest activated key is out of use or the
-// last published one is gone (the ring never falls back to an older key:
-// Kubernetes forbids a key_id that returns), kek.ErrRefused when the primary has
-// CKA_ENCRYPT=false. Only with kek.ErrAmbiguous there is no ring.
+// last published one is gone or replaced by another key of the same id (the ring
+// never falls back to an older key: Kubernetes forbids a key_id that returns),
+// kek.ErrRefused when the primary has CKA_ENCRYPT=false. Only with kek.ErrAmbiguous there is no ring.
 func BuildRing(label string, keys []kek.Info, o RingOptions) (*kek.Ring, error) {
 	keys = slices.Clone(keys)
 	slices.SortFunc(keys, func(a, b kek.Info) int { return a.ID.Compare(b.ID) })
@@ -149,6 +171,8 @@ func BuildRing(label string, keys []kek.Info, o RingOptions) (*kek.Ring, error) 
 		return ring, fmt.Errorf("%w: the last primary %s is gone, and %s is older; a new key must be created", kek.ErrRevoked, o.Published.Last, k.ID)
 	case k.State == kek.Disabled || k.State == kek.Scheduled:
 		return ring, fmt.Errorf("%w: the newest key %s is %s; the ring does not fall back to an older one", kek.ErrRevoked, k.ID, k.State)
+	case o.Published.swapped(*k):
+		return ring, fmt.Errorf("%w: another key stands under the id %s: its check value is %s and was %s", kek.ErrRevoked, k.ID, k.CheckValue, o.Published.CheckValue)
 	case k.Attributes.Encrypt != nil && !*k.Attributes.Encrypt:
 		return ring, fmt.Errorf("%w: the key %s has CKA_ENCRYPT=false", kek.ErrRefused, k.ID)
 	}

@@ -282,7 +282,7 @@ func TestBuildRingProperties(t *testing.T) {
 		if rapid.Bool().Draw(t, "published") {
 			history := rapid.SliceOfN(ids(), 1, 4).Draw(t, "history")
 			for _, id := range history {
-				o.Published = o.Published.Advance(id)
+				o.Published, _ = o.Published.Advance(kek.Info{ID: id})
 			}
 		}
 		if rapid.IntRange(0, 2).Draw(t, "named") == 0 {
@@ -375,9 +375,9 @@ func TestPublishedJSON(t *testing.T) {
 		p    Published
 		want string
 	}{
-		"nothing":     {Published{}, `{"last":"","before":[]}`},
-		"first":       {Published{Last: "\xff\x00"}, `{"last":"ff00","before":[]}`},
-		"with others": {Published{Last: "\x03", Before: []kek.ID{"\x01", "\x02"}}, `{"last":"03","before":["01","02"]}`},
+		"nothing":     {Published{}, `{"last":"","checkValue":"000000","before":[]}`},
+		"first":       {Published{Last: "\xff\x00"}, `{"last":"ff00","checkValue":"000000","before":[]}`},
+		"with others": {Published{Last: "\x03", CheckValue: kek.CheckValue{1, 2, 0xff}, Before: []kek.ID{"\x01", "\x02"}}, `{"last":"03","checkValue":"0102ff","before":["01","02"]}`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -394,7 +394,10 @@ func TestPublishedJSON(t *testing.T) {
 			}
 		})
 	}
-	for _, bad := range []string{`{"last":"xyz"}`, `{"last":"01","before":["0"]}`, `{"last":"01","before":[""]}`, `[]`, `{"last":7}`} {
+	for _, bad := range []string{
+		`{"last":"xyz","checkValue":"000000"}`, `{"last":"01"}`, `{"last":"01","checkValue":"00"}`,
+		`{"last":"01","checkValue":"000000","before":["0"]}`, `{"last":"01","checkValue":"000000","before":[""]}`, `[]`, `{"last":7}`,
+	} {
 		p := Published{Last: "kept"}
 		if err := json.Unmarshal([]byte(bad), &p); err == nil || p.Last != "kept" {
 			t.Errorf("%s: read as %+v, %v; want an error and nothing changed", bad, p, err)
@@ -405,15 +408,53 @@ func TestPublishedJSON(t *testing.T) {
 func TestPublishedAdvance(t *testing.T) {
 	t.Parallel()
 	var p Published
-	for _, id := range []kek.ID{"a", "a", "b", "b", "c"} {
+	known := kek.CheckValue{1, 2, 3}
+	for _, step := range []struct {
+		id      kek.ID
+		v       kek.CheckValue
+		changes bool
+	}{
+		{"a", known, true}, {"a", known, false}, {"b", kek.CheckValue{}, true}, {"b", known, true}, {"b", kek.CheckValue{}, false}, {"c", known, true},
+	} {
 		before := p
 		kept := append([]kek.ID(nil), p.Before...)
-		p = p.Advance(id)
+		var changed bool
+		if p, changed = p.Advance(kek.Info{ID: step.id, CheckValue: step.v}); changed != step.changes {
+			t.Errorf("advancing to %s with check value %s: changed %t, want %t", step.id, step.v, changed, step.changes)
+		}
 		if diff := cmp.Diff(kept, before.Before, cmpopts.EquateEmpty()); diff != "" {
 			t.Errorf("advancing changed the value before:\n%s", diff)
 		}
 	}
-	if diff := cmp.Diff(Published{Last: "c", Before: []kek.ID{"a", "b"}}, p); diff != "" {
+	if diff := cmp.Diff(Published{Last: "c", CheckValue: known, Before: []kek.ID{"a", "b"}}, p); diff != "" {
 		t.Errorf("after a, b and c (-want +got):\n%s", diff)
+	}
+}
+
+func TestSwappedKeyIsRevoked(t *testing.T) {
+	t.Parallel()
+	id := own(10, 0)
+	key := tokenKey(id)
+	published, _ := Published{}.Advance(kek.Info{ID: id, CheckValue: kek.CheckValue{1, 2, 3}})
+	for name, c := range map[string]struct {
+		now  kek.CheckValue
+		want error
+	}{
+		"the same":       {kek.CheckValue{1, 2, 3}, nil},
+		"not computable": {kek.CheckValue{}, nil},
+		"another key's":  {kek.CheckValue{1, 2, 4}, kek.ErrRevoked},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			key := key
+			key.CheckValue = c.now
+			ring, err := BuildRing(ringLabel, []kek.Info{key}, RingOptions{Now: at(100), Published: published})
+			if !errors.Is(err, c.want) || (err != nil) != (c.want != nil) {
+				t.Errorf("error %v, want %v", err, c.want)
+			}
+			if _, ok := ring.Primary(); ok != (c.want == nil) {
+				t.Errorf("has a primary: %t", ok)
+			}
+		})
 	}
 }

@@ -295,8 +295,7 @@ func (w *Watcher) rotate(ctx context.Context, key kek.Info) error {
 	if err != nil {
 		return err
 	}
-	next := w.published.Advance(key.ID)
-	if next.Last != w.published.Last {
+	if next, changed := w.published.Advance(key); changed {
 		if err := w.cfg.Memory.Save(MemoryName, next); err != nil {
 			return fmt.Errorf("remember key %s before it is published: %w", key.ID, err)
 		}
