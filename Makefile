@@ -55,7 +55,7 @@ fuzz: deps-build ## Run every fuzz target for FUZZTIME
 	@grep -rlE '^func Fuzz' --include=*_test.go cmd hsm internal keycache plugin | while read -r file; do \
 	  grep -oE '^func Fuzz[A-Za-z0-9_]*' "$$file" | sed 's/func //' | while read -r target; do \
 	    echo "== $$(dirname "$$file") $$target"; \
-	    go test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) "./$$(dirname "$$file")"; \
+	    go test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) -fuzzminimizetime=10x "./$$(dirname "$$file")"; \
 	  done; done
 
 .PHONY: bench
