@@ -96,14 +96,14 @@ func TestParseProblems(t *testing.T) {
 		{"no content", "---\n", []string{
 			`the file has no content; it needs at least hsm and keyRing`,
 			`hsm.module: is required; set it to the path of the vendor's PKCS#11 module, for SoftHSM /usr/lib/softhsm/libsofthsm2.so`,
-			`hsm.token: is required; set label, serial or uri; kekctl doctor lists the tokens`,
+			`hsm.token: is required; set label, serial or uri; pkcs11-tool --module MODULE -L lists the tokens`,
 			`hsm.pinFile: is required; set it to a file with mode 0600 that holds the PIN, or set hsm.pinCredential`,
 			`keyRing.label: is required; set it to the CKA_LABEL of the KEKs, for example k8s-kek`,
 		}},
 		{"no mapping", "- 1\n", []string{
 			`must be a section of key: value lines, got a list (line 1)`,
 			`hsm.module: is required; set it to the path of the vendor's PKCS#11 module, for SoftHSM /usr/lib/softhsm/libsofthsm2.so`,
-			`hsm.token: is required; set label, serial or uri; kekctl doctor lists the tokens`,
+			`hsm.token: is required; set label, serial or uri; pkcs11-tool --module MODULE -L lists the tokens`,
 			`hsm.pinFile: is required; set it to a file with mode 0600 that holds the PIN, or set hsm.pinCredential`,
 			`keyRing.label: is required; set it to the CKA_LABEL of the KEKs, for example k8s-kek`,
 		}},

@@ -151,7 +151,7 @@ func (v *validator) token(t Token) {
 	given := slices.DeleteFunc([]string{"label", "serial", "uri"}, func(k string) bool { return set[k] == "" })
 	switch len(given) {
 	case 0:
-		v.add("hsm.token", "set label, serial or uri; kekctl doctor lists the tokens", "is required")
+		v.add("hsm.token", "set label, serial or uri; pkcs11-tool --module MODULE -L lists the tokens", "is required")
 		return
 	case 1:
 	default:
