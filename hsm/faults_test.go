@@ -662,3 +662,21 @@ func TestConcurrentUseOfDyingWorkers(t *testing.T) {
 	close(stop)
 	calls.Wait()
 }
+
+// A module that refuses to be set up says nothing about the ciphertext that waits
+// for it: were it taken for a verdict, a read would fail for good.
+func TestRefusedSetupIsAnOutage(t *testing.T) {
+	t.Parallel()
+	for _, call := range []string{"C_Initialize", "C_GetInfo", "C_GetSlotList", "C_OpenSession", "C_Login"} {
+		t.Run(call, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, nil)
+			must(t, hsmtest.SetFaults(r.Config.Module, call+" rv=0x7")) // CKR_ARGUMENTS_BAD
+			must(t, syscall.Kill(r.token.WorkerPID(), syscall.SIGKILL))
+			_, err := r.token.Unwrap(t.Context(), r.id, r.mech, r.blob, []byte(aad))
+			if !errors.Is(err, kek.ErrUnavailable) || errors.Is(err, kek.ErrRefused) || errors.Is(err, kek.ErrCorrupt) {
+				t.Errorf("unwrap: %v, want ErrUnavailable alone", err)
+			}
+		})
+	}
+}

@@ -100,3 +100,14 @@ func fail(text string, err error) error {
 	class, _ := judge(e)
 	return &wire.Error{Class: class, Call: e.Call, RV: e.RV, Text: text}
 }
+
+// failSetup is fail for calls that come before any key is used. A module that
+// refuses one of those says nothing about a key or a ciphertext: to whoever waits
+// for an answer the HSM is unavailable.
+func failSetup(text string, err error) error {
+	failed := fail(text, err)
+	if e, ok := errors.AsType[*wire.Error](failed); ok && (e.Class == wire.ClassRefused || e.Class == wire.ClassRequest) {
+		e.Class = wire.ClassSetup
+	}
+	return failed
+}

@@ -19,7 +19,7 @@ func trim(s string) string { return strings.TrimRight(s, " \x00") }
 func selectToken(m p11.Cryptoki, want wire.Selector) (uint, pkcs11.TokenInfo, error) {
 	slots, err := m.GetSlotList()
 	if err != nil {
-		return 0, pkcs11.TokenInfo{}, fail("list the slots", err)
+		return 0, pkcs11.TokenInfo{}, failSetup("list the slots", err)
 	}
 	type match struct {
 		slot uint

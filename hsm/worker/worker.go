@@ -74,13 +74,12 @@ func (w *Worker) Load(req wire.LoadRequest) (wire.TokenInfo, error) {
 		}
 	}
 	if err := m.Initialize(req.InitArgs); err != nil {
-		e := fail("initialise the PKCS#11 module "+req.Module, err)
-		return wire.TokenInfo{}, e
+		return wire.TokenInfo{}, failSetup("initialise the PKCS#11 module "+req.Module, err)
 	}
 	w.module, w.ring, w.wish = m, req.Ring, req.Sessions
 	lib, err := m.GetInfo()
 	if err != nil {
-		return wire.TokenInfo{}, fail("ask the module for its name", err)
+		return wire.TokenInfo{}, failSetup("ask the module for its name", err)
 	}
 	slot, info, err := selectToken(m, req.Token)
 	if err != nil {
@@ -110,13 +109,13 @@ func (w *Worker) Load(req wire.LoadRequest) (wire.TokenInfo, error) {
 func (w *Worker) Login(pin secret.Bytes, required bool) (int, error) {
 	h, err := w.module.OpenSession(w.slot)
 	if err != nil {
-		return 0, fail("open the login session", err)
+		return 0, failSetup("open the login session", err)
 	}
 	w.keep = session{handle: h, open: true}
 	if required {
 		if err := w.module.Login(h, pin); err != nil {
 			if e, ok := rvOf(err); !ok || e.RV != pkcs11.CKR_USER_ALREADY_LOGGED_IN {
-				return 0, fail("log in to the token", err)
+				return 0, failSetup("log in to the token", err)
 			}
 		}
 	}
