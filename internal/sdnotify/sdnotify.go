@@ -14,18 +14,12 @@ import (
 // in one line for `systemctl status`.
 func Ready(status string) error { return notify(daemon.SdNotifyReady, status) }
 
-// Status replaces the line that `systemctl status` shows.
-func Status(status string) error { return notify("", status) }
-
 // Stopping says that the daemon drains its requests and ends.
 func Stopping() error { return notify(daemon.SdNotifyStopping, "") }
 
 // notify sends one message. A failure is worth a log line, nothing more.
 func notify(state, status string) error {
-	var lines []string
-	if state != "" {
-		lines = append(lines, state)
-	}
+	lines := []string{state}
 	if status != "" {
 		// A line break would start another assignment.
 		lines = append(lines, "STATUS="+strings.Join(strings.Fields(status), " "))

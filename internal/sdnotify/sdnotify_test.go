@@ -35,8 +35,7 @@ func TestMessages(t *testing.T) {
 	}{
 		{"ready", func() error { return Ready("waits for the HSM") }, "READY=1\nSTATUS=waits for the HSM"},
 		{"ready without a status", func() error { return Ready("") }, "READY=1"},
-		{"status", func() error { return Status("serving") }, "STATUS=serving"},
-		{"status of several lines", func() error { return Status("serving\nREADY=1 \t now") }, "STATUS=serving READY=1 now"},
+		{"status of several lines", func() error { return Ready("serving\nSTOPPING=1 \t now") }, "READY=1\nSTATUS=serving STOPPING=1 now"},
 		{"stopping", Stopping, "STOPPING=1"},
 	}
 	conn := manager(t)
