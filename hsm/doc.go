@@ -1,6 +1,6 @@
 // Package hsm is the token that holds the KEKs, as the rest of kekd sees it:
-// wrap and unwrap under a key, list and create keys, and read the key ring off
-// them.
+// wrap and unwrap under a key, list, create, import, disable and destroy keys, and
+// read the key ring off them.
 //
 // # The worker process
 //

@@ -13,9 +13,24 @@ import (
 	"kekd/internal/kek"
 )
 
-// suffixDestroy stands in a key's label behind the ring's own, and before a date,
-// when the key is scheduled for destruction.
-const suffixDestroy = "/destroy-after-"
+// What stands in a key's label behind the ring's own when the key is out of use.
+const (
+	suffixDisabled = "/disabled"
+	// suffixDestroy stands before a date.
+	suffixDestroy = "/destroy-after-"
+)
+
+// Use is the state that an administrator gives a key. The zero Use is Enabled.
+type Use struct{ suffix string }
+
+// Enabled is a key that works as its activation time says.
+func Enabled() Use { return Use{} }
+
+// Disabled is a key that is out of use until it is enabled again.
+func Disabled() Use { return Use{suffixDisabled} }
+
+// DestroyAfter is a key that is out of use and may be destroyed after a day (UTC).
+func DestroyAfter(day time.Time) Use { return Use{suffixDestroy + day.UTC().Format(time.DateOnly)} }
 
 // describeKey turns what the token tells into an Info. Its State is Disabled,
 // Scheduled, or not set yet.

@@ -159,10 +159,9 @@ func (t *Token) Keys(ctx context.Context) ([]kek.Info, error) {
 // both. The strings say what was passed over and why. A mechanism that was found
 // earlier is not silently replaced by another one.
 func (t *Token) Prove(ctx context.Context, id kek.ID) (kek.Mechanism, []string, error) {
-	var reply wire.ProveReply
-	req := wire.ProveRequest{ID: []byte(id), Mechanism: t.cfg.Mechanism}
-	if _, err := t.do(ctx, wire.OpProve, retry, req, nil, &reply); err != nil {
-		return 0, nil, fmt.Errorf("prove key %s: %w", id, err)
+	reply, err := t.prove(ctx, wire.ProveRequest{ID: []byte(id), Mechanism: t.cfg.Mechanism})
+	if err != nil {
+		return 0, nil, err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -171,6 +170,21 @@ func (t *Token) Prove(ctx context.Context, id kek.ID) (kek.Mechanism, []string, 
 	}
 	t.proven = provenKey{id, reply.Mechanism}
 	return reply.Mechanism, reply.Tried, nil
+}
+
+// Try is Prove for a key that is not in use yet, and may never be: nothing is
+// remembered.
+func (t *Token) Try(ctx context.Context, id kek.ID) (kek.Mechanism, error) {
+	reply, err := t.prove(ctx, wire.ProveRequest{ID: []byte(id), Mechanism: t.cfg.Mechanism, Trial: true})
+	return reply.Mechanism, err
+}
+
+func (t *Token) prove(ctx context.Context, req wire.ProveRequest) (wire.ProveReply, error) {
+	var reply wire.ProveReply
+	if _, err := t.do(ctx, wire.OpProve, retry, req, nil, &reply); err != nil {
+		return wire.ProveReply{}, fmt.Errorf("prove key %s: %w", kek.ID(req.ID), err)
+	}
+	return reply, nil
 }
 
 // Create makes a KEK with this CKA_ID on the token and proves it. It is never
@@ -182,6 +196,29 @@ func (t *Token) Create(ctx context.Context, id kek.ID) (kek.Info, kek.Mechanism,
 		return kek.Info{}, 0, fmt.Errorf("create key %s: %w", id, err)
 	}
 	return describeKey(t.cfg.Ring, reply.Key), reply.Proof.Mechanism, nil
+}
+
+// SetUse changes a key's state on the token, where all nodes read it, and returns
+// the key as read back. The label marks the state. Where the token allows it, the
+// rights to encrypt and decrypt are taken from a key out of use as well, so that
+// other programs are kept from it too.
+func (t *Token) SetUse(ctx context.Context, id kek.ID, use Use) (kek.Info, error) {
+	var reply wire.SetUseReply
+	req := wire.SetUseRequest{ID: []byte(id), Label: t.cfg.Ring + use.suffix, Usable: use == Enabled()}
+	if _, err := t.do(ctx, wire.OpSetUse, retry, req, nil, &reply); err != nil {
+		return kek.Info{}, fmt.Errorf("change the state of key %s: %w", id, err)
+	}
+	return describeKey(t.cfg.Ring, reply.Key), nil
+}
+
+// Destroy destroys a KEK and the HMAC key beside it for good, and makes sure that
+// they are gone. It is never tried twice: when the answer is lost, the key may be
+// gone. What was left half done is finished by another call.
+func (t *Token) Destroy(ctx context.Context, id kek.ID) error {
+	if _, err := t.do(ctx, wire.OpDestroy, noRetry, wire.DestroyRequest{ID: []byte(id)}, nil, nil); err != nil {
+		return fmt.Errorf("destroy key %s: %w", id, err)
+	}
+	return nil
 }
 
 // Wrap encrypts plaintext under a KEK, bound to the AAD, which must not be empty.

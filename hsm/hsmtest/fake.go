@@ -46,6 +46,10 @@ type FakeToken struct {
 	MaxSessions uint `json:"maxSessions"`
 	// SessionsLeft, if above 0, is how many sessions can really be open.
 	SessionsLeft int `json:"sessionsLeft"`
+	// ReadOnly are the attributes that the token refuses to change, and Deaf those
+	// that it says it changes and does not.
+	ReadOnly []uint `json:"readOnly"`
+	Deaf     []uint `json:"deaf"`
 	// AmbiguousDecrypt: a damaged ciphertext gives CKR_GENERAL_ERROR, as on
 	// SoftHSM 2.6.
 	AmbiguousDecrypt bool          `json:"ambiguousDecrypt"`
@@ -108,6 +112,9 @@ func ReadFake(path string) (*FakeToken, error) {
 	t := new(FakeToken)
 	return t, json.Unmarshal(b, t)
 }
+
+// rvActionProhibited is CKR_ACTION_PROHIBITED, which the binding does not name.
+const rvActionProhibited = 0x1B
 
 func fail(call string, rv uint) error { return p11.Error{Call: call, RV: rv} }
 
@@ -227,7 +234,7 @@ func (f *Fake) GetMechanismInfo(_, mechanism uint) (pkcs11.MechanismInfo, error)
 		}
 		return nil
 	})
-	return pkcs11.MechanismInfo{Flags: pkcs11.CKF_ENCRYPT | pkcs11.CKF_DECRYPT | pkcs11.CKF_SIGN | pkcs11.CKF_VERIFY}, err
+	return pkcs11.MechanismInfo{Flags: pkcs11.CKF_ENCRYPT | pkcs11.CKF_DECRYPT | pkcs11.CKF_SIGN | pkcs11.CKF_VERIFY | pkcs11.CKF_UNWRAP}, err
 }
 
 // OpenSession implements p11.Cryptoki.
@@ -341,6 +348,29 @@ func (f *Fake) GetAttribute(s pkcs11.SessionHandle, h pkcs11.ObjectHandle, attri
 	return v, err
 }
 
+// SetAttribute implements p11.Cryptoki.
+func (f *Fake) SetAttribute(s pkcs11.SessionHandle, h pkcs11.ObjectHandle, a *pkcs11.Attribute) error {
+	defer f.mu.Unlock()
+	if err := f.enter("C_SetAttributeValue"); err != nil {
+		return err
+	}
+	if err := f.session("C_SetAttributeValue", s); err != nil {
+		return err
+	}
+	return f.token("C_SetAttributeValue", func(t *FakeToken) error {
+		o := t.object(h)
+		switch {
+		case o == nil:
+			return fail("C_SetAttributeValue", pkcs11.CKR_OBJECT_HANDLE_INVALID)
+		case slices.Contains(t.ReadOnly, a.Type):
+			return fail("C_SetAttributeValue", pkcs11.CKR_ATTRIBUTE_READ_ONLY)
+		case !slices.Contains(t.Deaf, a.Type):
+			o.Attributes[a.Type] = a.Value
+		}
+		return nil
+	})
+}
+
 func (t *FakeToken) object(h pkcs11.ObjectHandle) *FakeObject {
 	for _, o := range t.Objects {
 		if o.Handle == uint(h) {
@@ -361,30 +391,39 @@ func (f *Fake) GenerateKey(s pkcs11.SessionHandle, _ uint, template []*pkcs11.At
 	}
 	var h uint
 	err := f.token("C_GenerateKey", func(t *FakeToken) error {
-		attributes := map[uint][]byte{}
-		for _, a := range template {
-			attributes[a.Type] = a.Value
-		}
-		h = t.Add(attributes)
+		h = t.Add(attributesOf(template))
 		return nil
 	})
 	return pkcs11.ObjectHandle(h), err
 }
 
-// Add puts a fresh key with these attributes on the token and returns its handle.
+// Add puts a random key with these attributes on the token and returns its handle.
 func (t *FakeToken) Add(attributes map[uint][]byte) uint {
-	h := uint(1)
-	for _, o := range t.Objects {
-		h = max(h, o.Handle+1)
-	}
 	size := 32
 	if v := attributes[pkcs11.CKA_VALUE_LEN]; len(v) == 8 {
 		size = int(binary.NativeEndian.Uint64(v))
 	}
 	value := make([]byte, size)
 	_, _ = rand.Read(value) // never fails
+	return t.add(value, attributes)
+}
+
+func (t *FakeToken) add(value []byte, attributes map[uint][]byte) uint {
+	h := uint(1)
+	for _, o := range t.Objects {
+		h = max(h, o.Handle+1)
+	}
 	t.Objects = append(t.Objects, &FakeObject{Handle: h, Value: value, Attributes: attributes})
 	return h
+}
+
+// attributesOf is a template as a map, with what the token adds by itself.
+func attributesOf(template []*pkcs11.Attribute, more ...*pkcs11.Attribute) map[uint][]byte {
+	attributes := map[uint][]byte{}
+	for _, a := range append(slices.Clone(template), more...) {
+		attributes[a.Type] = a.Value
+	}
+	return attributes
 }
 
 // DestroyObject implements p11.Cryptoki.
@@ -400,6 +439,9 @@ func (f *Fake) DestroyObject(s pkcs11.SessionHandle, h pkcs11.ObjectHandle) erro
 		i := slices.IndexFunc(t.Objects, func(o *FakeObject) bool { return o.Handle == uint(h) })
 		if i < 0 {
 			return fail("C_DestroyObject", pkcs11.CKR_OBJECT_HANDLE_INVALID)
+		}
+		if bytes.Equal(t.Objects[i].Attributes[pkcs11.CKA_DESTROYABLE], []byte{0}) {
+			return fail("C_DestroyObject", rvActionProhibited)
 		}
 		t.Objects = slices.Delete(t.Objects, i, i+1)
 		return nil
@@ -467,7 +509,7 @@ func (f *Fake) Decrypt(s pkcs11.SessionHandle, h pkcs11.ObjectHandle, m p11.Mech
 			cipher.NewCBCDecrypter(block, m.IV).CryptBlocks(out, in)
 			return out, 0
 		case p11.CKMAESKeyWrapKWP:
-			out := kwpUnwrap(block, in)
+			out := KWPUnwrap(block, in)
 			if out == nil {
 				return nil, bad
 			}

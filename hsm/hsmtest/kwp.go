@@ -32,8 +32,9 @@ func kwpWrap(block cipher.Block, in []byte) []byte {
 	return append(a, padded...)
 }
 
-// kwpUnwrap is the reverse; nil when the check fails.
-func kwpUnwrap(block cipher.Block, in []byte) []byte {
+// KWPUnwrap is the reverse of AES key wrap with padding (RFC 5649); nil when the
+// check fails.
+func KWPUnwrap(block cipher.Block, in []byte) []byte {
 	if len(in) < 24 || len(in)%8 != 0 {
 		return nil
 	}

@@ -24,7 +24,7 @@ func TestKWPVector(t *testing.T) {
 	if got := kwpWrap(block, plain); !bytes.Equal(got, want) {
 		t.Errorf("wrapped to %x, want %x", got, want)
 	}
-	if got := kwpUnwrap(block, want); !bytes.Equal(got, plain) {
+	if got := KWPUnwrap(block, want); !bytes.Equal(got, plain) {
 		t.Errorf("unwrapped to %x, want %x", got, plain)
 	}
 }
@@ -41,18 +41,18 @@ func TestKWPRoundTrip(t *testing.T) {
 			if len(blob) != 8+(n+7)/8*8 {
 				t.Errorf("wrapped to %d bytes", len(blob))
 			}
-			if got := kwpUnwrap(block, blob); !bytes.Equal(got, plain) {
+			if got := KWPUnwrap(block, blob); !bytes.Equal(got, plain) {
 				t.Errorf("unwrapped to %x", got)
 			}
 			for i := range blob {
 				bad := bytes.Clone(blob)
 				bad[i] ^= 1
-				if got := kwpUnwrap(block, bad); got != nil {
+				if got := KWPUnwrap(block, bad); got != nil {
 					t.Errorf("byte %d changed: unwrapped to %x", i, got)
 				}
 			}
 			for _, cut := range []int{0, 8, 16, len(blob) - 1, len(blob) - 8} {
-				if got := kwpUnwrap(block, blob[:cut]); got != nil {
+				if got := KWPUnwrap(block, blob[:cut]); got != nil {
 					t.Errorf("cut to %d bytes: unwrapped to %x", cut, got)
 				}
 			}

@@ -2,8 +2,11 @@ package hsmtest
 
 import (
 	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,6 +37,14 @@ type Fixture struct {
 	Latch  *Latch
 	// Mechanisms are those that the token must be found to have, best first.
 	Mechanisms []kek.Mechanism
+	// ImportMethods and Hashes are those that the token must be found to have for the
+	// import of keys, and SizeTold whether it tells the size of an unwrapped key.
+	ImportMethods []wire.ImportMethod
+	Hashes        []wire.OAEPHash
+	SizeTold      bool
+	// WrappingKey puts an AES key that may unwrap on the token; nil where the token
+	// does not unwrap by AES. It must be called from one test at a time.
+	WrappingKey func(t *testing.T, id kek.ID, value []byte)
 	// ForeignKey makes an AES key by another tool, with this label and id (hex).
 	ForeignKey func(t *testing.T, label, id string)
 	// Twin makes a second token of the same label beside the first; nil where the
@@ -131,7 +142,10 @@ func fixture(t *testing.T, module, label, pin string) *Fixture {
 
 // AllMechanisms are the PKCS#11 mechanisms that kekd can use.
 func AllMechanisms() []uint {
-	return []uint{pkcs11.CKM_AES_GCM, p11.CKMAESKeyWrapKWP, pkcs11.CKM_AES_CBC, pkcs11.CKM_SHA256_HMAC}
+	return []uint{
+		pkcs11.CKM_AES_GCM, p11.CKMAESKeyWrapKWP, pkcs11.CKM_AES_CBC, pkcs11.CKM_SHA256_HMAC,
+		pkcs11.CKM_RSA_PKCS_OAEP, pkcs11.CKM_RSA_AES_KEY_WRAP,
+	}
 }
 
 // NewFake makes a fake token. The worker binary must open paths with FakeSuffix
@@ -147,6 +161,14 @@ func NewFake(t *testing.T, change func(*FakeToken)) *Fixture {
 	f := fixture(t, path, token.Label, token.PIN)
 	f.Mechanisms = []kek.Mechanism{kek.GCMCallerIV, kek.KWP, kek.CBCHMAC}
 	f.Locks = true
+	f.ImportMethods, f.Hashes, f.SizeTold = wire.ImportMethods(), []wire.OAEPHash{wire.SHA256, wire.SHA1}, true
+	f.WrappingKey = func(t *testing.T, id kek.ID, value []byte) {
+		t.Helper()
+		token, err := ReadFake(path)
+		must(t, err)
+		token.add(value, attributesOf(wrappingKeyTemplate(id)))
+		must(t, WriteFake(path, token))
+	}
 	f.ForeignKey = func(t *testing.T, label, id string) {
 		t.Helper()
 		token, err := ReadFake(path)
@@ -198,6 +220,7 @@ func NewSoftHSM(t *testing.T) *Fixture {
 	f := fixture(t, SoftHSMModule, label, "123456")
 	f.Config.Env = map[string]string{"SOFTHSM2_CONF": conf}
 	f.Mechanisms = []kek.Mechanism{kek.GCMCallerIV, kek.CBCHMAC}
+	f.ImportMethods, f.Hashes = []wire.ImportMethod{wire.RSAOAEP}, []wire.OAEPHash{wire.SHA1}
 	f.Twin = initToken
 	f.ForeignKey = func(t *testing.T, keyLabel, id string) {
 		t.Helper()
@@ -230,7 +253,49 @@ func NewNSS(t *testing.T) *Fixture {
 	f := fixture(t, module, "NSS Certificate DB", "123456")
 	f.Config.InitArgs = "configdir='sql:" + dir + "' certPrefix='' keyPrefix='' secmod='secmod.db' flags="
 	f.Mechanisms = []kek.Mechanism{kek.GCMCallerIV, kek.KWP, kek.CBCHMAC}
+	f.ImportMethods = []wire.ImportMethod{wire.RSAOAEP, wire.AESKWP}
+	f.Hashes, f.SizeTold = []wire.OAEPHash{wire.SHA256, wire.SHA1}, true
+	f.WrappingKey = func(t *testing.T, id kek.ID, value []byte) {
+		t.Helper()
+		placeKey(t, f.Config, id, value)
+	}
 	return f
+}
+
+// wrappingKeyTemplate is an AES key that may unwrap.
+func wrappingKeyTemplate(id kek.ID) []*pkcs11.Attribute {
+	return []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
+		pkcs11.NewAttribute(pkcs11.CKA_LABEL, "transport"), pkcs11.NewAttribute(pkcs11.CKA_ID, []byte(id)),
+		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_UNWRAP, true),
+	}
+}
+
+// placeKey unwraps a key onto NSS's token, in this very process: it has no tool
+// that does.
+func placeKey(t *testing.T, cfg hsm.Config, id kek.ID, value []byte) {
+	t.Helper()
+	m, err := p11.Open(cfg.Module)
+	must(t, err)
+	must(t, m.Initialize(cfg.InitArgs))
+	defer func() { must(t, m.Finalize()) }()
+	slots, err := m.GetSlotList()
+	must(t, err)
+	s, err := m.OpenSession(slots[len(slots)-1]) // the one with keys; the first only computes
+	must(t, err)
+	pin, err := cfg.PIN.Read()
+	must(t, err)
+	must(t, m.Login(s, pin))
+	public, private, err := m.GenerateKeyPair(s, pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN,
+		[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_MODULUS_BITS, 2048), pkcs11.NewAttribute(pkcs11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1})},
+		[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_UNWRAP, true)})
+	must(t, err)
+	modulus, err := m.GetAttribute(s, public, pkcs11.CKA_MODULUS)
+	must(t, err)
+	wrapped, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, &rsa.PublicKey{N: new(big.Int).SetBytes(modulus), E: 65537}, value, nil)
+	must(t, err)
+	_, err = m.UnwrapKey(s, private, p11.Mechanism{Type: pkcs11.CKM_RSA_PKCS_OAEP, Hash: pkcs11.CKM_SHA256}, wrapped, wrappingKeyTemplate(id))
+	must(t, err)
 }
 
 func suffix() string {

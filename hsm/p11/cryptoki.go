@@ -34,6 +34,9 @@ type Mechanism struct {
 	// AAD is for CKM_AES_GCM, and never empty there: SoftHSM before 2.7 built
 	// with assertions aborts on it.
 	AAD []byte
+	// Hash is that of CKM_RSA_PKCS_OAEP and CKM_RSA_AES_KEY_WRAP, and of their mask
+	// generation function: CKM_SHA_1 or CKM_SHA256.
+	Hash uint
 }
 
 // tagBits is the GCM tag length that kekd always asks for.
@@ -62,7 +65,12 @@ type Cryptoki interface {
 	// GetAttribute reads one attribute. Several in one call would all fail where
 	// one is unknown to the token.
 	GetAttribute(s pkcs11.SessionHandle, o pkcs11.ObjectHandle, attribute uint) ([]byte, error)
+	// SetAttribute changes one attribute.
+	SetAttribute(s pkcs11.SessionHandle, o pkcs11.ObjectHandle, a *pkcs11.Attribute) error
 	GenerateKey(s pkcs11.SessionHandle, mechanism uint, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
+	GenerateKeyPair(s pkcs11.SessionHandle, mechanism uint, public, private []*pkcs11.Attribute) (pub, priv pkcs11.ObjectHandle, err error)
+	// UnwrapKey makes a key object of a wrapped key, which is not empty.
+	UnwrapKey(s pkcs11.SessionHandle, key pkcs11.ObjectHandle, m Mechanism, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
 	DestroyObject(s pkcs11.SessionHandle, o pkcs11.ObjectHandle) error
 	// Encrypt is C_EncryptInit and one C_Encrypt. The output belongs to the caller.
 	Encrypt(s pkcs11.SessionHandle, key pkcs11.ObjectHandle, m Mechanism, in []byte) ([]byte, error)

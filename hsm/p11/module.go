@@ -165,11 +165,48 @@ func (m *Module) GetAttribute(s pkcs11.SessionHandle, o pkcs11.ObjectHandle, att
 	return a[0].Value, nil
 }
 
+// SetAttribute implements Cryptoki.
+func (m *Module) SetAttribute(s pkcs11.SessionHandle, o pkcs11.ObjectHandle, a *pkcs11.Attribute) error {
+	defer m.enter()()
+	return check("C_SetAttributeValue", m.ctx.SetAttributeValue(s, o, []*pkcs11.Attribute{a}))
+}
+
 // GenerateKey implements Cryptoki.
 func (m *Module) GenerateKey(s pkcs11.SessionHandle, mechanism uint, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 	defer m.enter()()
 	o, err := m.ctx.GenerateKey(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(mechanism, nil)}, template)
 	return o, check("C_GenerateKey", err)
+}
+
+// GenerateKeyPair implements Cryptoki.
+func (m *Module) GenerateKeyPair(s pkcs11.SessionHandle, mechanism uint, public, private []*pkcs11.Attribute) (pub, priv pkcs11.ObjectHandle, err error) {
+	defer m.enter()()
+	pub, priv, err = m.ctx.GenerateKeyPair(s, []*pkcs11.Mechanism{pkcs11.NewMechanism(mechanism, nil)}, public, private)
+	return pub, priv, check("C_GenerateKeyPair", err)
+}
+
+// UnwrapKey implements Cryptoki. The wrapped key is no secret, so the binding may
+// leave copies.
+func (m *Module) UnwrapKey(s pkcs11.SessionHandle, key pkcs11.ObjectHandle, mech Mechanism, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	defer m.enter()()
+	o, err := m.ctx.UnwrapKey(s, []*pkcs11.Mechanism{unwrapMechanism(mech)}, key, wrapped, template)
+	return o, check("C_UnwrapKey", err)
+}
+
+// unwrapMechanism is mech as the binding spells it.
+func unwrapMechanism(mech Mechanism) *pkcs11.Mechanism {
+	mgf := uint(pkcs11.CKG_MGF1_SHA256)
+	if mech.Hash == pkcs11.CKM_SHA_1 {
+		mgf = pkcs11.CKG_MGF1_SHA1
+	}
+	oaep := pkcs11.NewOAEPParams(mech.Hash, mgf, pkcs11.CKZ_DATA_SPECIFIED, nil)
+	switch mech.Type {
+	case pkcs11.CKM_RSA_PKCS_OAEP:
+		return pkcs11.NewMechanism(mech.Type, oaep)
+	case pkcs11.CKM_RSA_AES_KEY_WRAP:
+		return pkcs11.NewMechanism(mech.Type, &pkcs11.RSAAESKeyWrapParams{AESKeyBits: 256, OAEPParams: *oaep})
+	}
+	return pkcs11.NewMechanism(mech.Type, nil)
 }
 
 // DestroyObject implements Cryptoki.

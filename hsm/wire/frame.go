@@ -45,6 +45,13 @@ const (
 	OpProve
 	OpWrap
 	OpUnwrap
+	OpSetUse
+	OpDestroy
+	OpImportState
+	OpImportBegin
+	OpImport
+	OpImportAbort
+	OpEvidence
 	OpClose
 	ReplyOK
 	ReplyError
@@ -52,7 +59,8 @@ const (
 
 // String returns the operation as logs and metrics spell it.
 func (k Kind) String() string {
-	names := [...]string{"", "load", "login", "keys", "create", "prove", "wrap", "unwrap", "close", "ok", "error"}
+	names := [...]string{"", "load", "login", "keys", "create", "prove", "wrap", "unwrap", "set-use", "destroy",
+		"import-state", "import-begin", "import", "import-abort", "evidence", "close", "ok", "error"}
 	if int(k) < len(names) && k > 0 {
 		return names[k]
 	}

@@ -48,9 +48,9 @@ func TestRead(t *testing.T) {
 		err  error
 	}{
 		"both":              {bytesOf(13+2+3, 7, 6, 2, "{}abc"), wire.Frame{ID: 7, Kind: wire.OpWrap, Meta: []byte("{}"), Secret: []byte("abc")}, nil},
-		"neither":           {bytesOf(13, 1<<63, 10, 0, ""), wire.Frame{ID: 1 << 63, Kind: wire.ReplyError}, nil},
+		"neither":           {bytesOf(13, 1<<63, byte(wire.ReplyError), 0, ""), wire.Frame{ID: 1 << 63, Kind: wire.ReplyError}, nil},
 		"metadata alone":    {bytesOf(15, 0, 1, 2, "{}"), wire.Frame{Kind: wire.OpLoad, Meta: []byte("{}")}, nil},
-		"secret alone":      {bytesOf(15, 0, 9, 0, "{}"), wire.Frame{Kind: wire.ReplyOK, Secret: []byte("{}")}, nil},
+		"secret alone":      {bytesOf(15, 0, byte(wire.ReplyOK), 0, "{}"), wire.Frame{Kind: wire.ReplyOK, Secret: []byte("{}")}, nil},
 		"the end":           {nil, wire.Frame{}, io.EOF},
 		"cut in the length": {[]byte{0, 0}, wire.Frame{}, wire.ErrFrame},
 		"cut after it":      {[]byte{0, 0, 0, 13}, wire.Frame{}, wire.ErrFrame},
@@ -59,7 +59,7 @@ func TestRead(t *testing.T) {
 		"too short":         {bytesOf(12, 7, 6, 0, ""), wire.Frame{}, wire.ErrFrame},
 		"too long":          {bytesOf(wire.MaxFrame+1, 7, 6, 0, strings.Repeat("a", wire.MaxFrame)), wire.Frame{}, wire.ErrFrame},
 		"kind 0":            {bytesOf(13, 7, 0, 0, ""), wire.Frame{}, wire.ErrFrame},
-		"kind 11":           {bytesOf(13, 7, 11, 0, ""), wire.Frame{}, wire.ErrFrame},
+		"a later kind":      {bytesOf(13, 7, byte(wire.ReplyError)+1, 0, ""), wire.Frame{}, wire.ErrFrame},
 		"metadata past all": {bytesOf(15, 7, 6, 3, "{}"), wire.Frame{}, wire.ErrFrame},
 		"metadata 4 GiB":    {bytesOf(15, 7, 6, 1<<32-1, "{}"), wire.Frame{}, wire.ErrFrame},
 	} {
@@ -121,7 +121,7 @@ func FuzzRead(f *testing.F) {
 	f.Add(bytesOf(18, 7, 6, 2, "{}abc"))
 	f.Add(bytesOf(15, 7, 6, 1<<32-1, "{}"))
 	f.Add(bytesOf(wire.MaxFrame, 7, 6, 2, "{}"))
-	f.Add(append(bytesOf(13, 7, 9, 0, ""), bytesOf(14, 8, 10, 1, "x")...))
+	f.Add(append(bytesOf(13, 7, byte(wire.ReplyOK), 0, ""), bytesOf(14, 8, byte(wire.ReplyError), 1, "x")...))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		r := bytes.NewReader(in)
 		var again []byte

@@ -104,6 +104,8 @@ type ProveRequest struct {
 	// Mechanism pins one: aes-gcm, aes-kwp or aes-cbc-hmac, or a full name of
 	// kek.Mechanism with its IV mode. Empty tries all in that order.
 	Mechanism string `json:"mechanism,omitempty"`
+	// Trial: the key is not in use, so that the canary must not rely on it.
+	Trial bool `json:"trial,omitempty"`
 }
 
 // ProveReply is the outcome of a proof.
@@ -131,6 +133,126 @@ type UnwrapRequest struct {
 	Mechanism kek.Mechanism `json:"mechanism"`
 	AAD       []byte        `json:"aad"`
 	Blob      []byte        `json:"blob"`
+}
+
+// SetUseRequest asks to change a key's state (OpSetUse).
+type SetUseRequest struct {
+	ID []byte `json:"id"`
+	// Label is the CKA_LABEL that marks the new state.
+	Label string `json:"label"`
+	// Usable: the key may encrypt and decrypt in the new state.
+	Usable bool `json:"usable,omitempty"`
+}
+
+// SetUseReply is the key as read back.
+type SetUseReply struct {
+	Key Key `json:"key"`
+}
+
+// DestroyRequest asks to destroy a key and its HMAC key (OpDestroy).
+type DestroyRequest struct {
+	ID []byte `json:"id"`
+}
+
+// ImportMethod is how an imported key is wrapped, as kekctl spells it.
+type ImportMethod string
+
+// The methods, in the order of preference.
+const (
+	// RSAOAEP is CKM_RSA_PKCS_OAEP: the key encrypted by the one-time public key.
+	RSAOAEP ImportMethod = "rsa-oaep"
+	// RSAAESKeyWrap is CKM_RSA_AES_KEY_WRAP: a random AES-256 key encrypted as in
+	// RSAOAEP, and behind it the key wrapped by that one as in AESKWP.
+	RSAAESKeyWrap ImportMethod = "rsa-aes-key-wrap"
+	// AESKWP is AES key wrap with padding (RFC 5649, mechanism 0x210B) under an AES
+	// key on the token that the owner holds as well.
+	AESKWP ImportMethod = "aes-kwp"
+)
+
+// ImportMethods lists all methods.
+func ImportMethods() []ImportMethod { return []ImportMethod{RSAOAEP, RSAAESKeyWrap, AESKWP} }
+
+// OAEPHash is the hash of RSA-OAEP and of its mask generation function, as kekctl
+// spells it.
+type OAEPHash string
+
+// The hashes, in the order of preference.
+const (
+	SHA256 OAEPHash = "sha256"
+	SHA1   OAEPHash = "sha1"
+)
+
+// WrappingKey is a one-time RSA key pair on the token.
+type WrappingKey struct {
+	ID []byte `json:"id"`
+	// PublicKey is the SubjectPublicKeyInfo in DER.
+	PublicKey []byte `json:"publicKey"`
+	// Hashes are those with which the token was seen to unwrap a key; none where
+	// that could not be tried.
+	Hashes []OAEPHash `json:"hashes"`
+}
+
+// ImportState is what the token has and can for the import of keys (OpImportState).
+type ImportState struct {
+	// Methods are those that the token offers.
+	Methods []ImportMethod `json:"methods"`
+	Pairs   []WrappingKey  `json:"pairs"`
+	// Leftovers are the CKA_IDs of keys whose import was cut off, and of half pairs.
+	Leftovers [][]byte `json:"leftovers"`
+}
+
+// ImportBeginRequest asks for a one-time key pair (OpImportBegin).
+type ImportBeginRequest struct {
+	ID []byte `json:"id"`
+	// Bits is the size of the modulus.
+	Bits int `json:"bits"`
+}
+
+// ImportRequest asks to unwrap a KEK (OpImport). The answer is a CreateReply.
+type ImportRequest struct {
+	// ID is the new KEK's CKA_ID.
+	ID []byte `json:"id"`
+	// Mechanism as in CreateRequest.
+	Mechanism string       `json:"mechanism,omitempty"`
+	Method    ImportMethod `json:"method"`
+	// Hash is for the methods with RSA.
+	Hash OAEPHash `json:"hash,omitempty"`
+	// WrappingKey is the CKA_ID of the key that unwraps.
+	WrappingKey []byte `json:"wrappingKey"`
+	Wrapped     []byte `json:"wrapped"`
+	// CheckValue is what the owner says it must be, nil if he says nothing.
+	CheckValue *kek.CheckValue `json:"checkValue,omitempty"`
+}
+
+// ImportAbortRequest asks to remove a one-time key pair, or what an import that
+// was cut off has left (OpImportAbort).
+type ImportAbortRequest struct {
+	ID []byte `json:"id"`
+}
+
+// Evidence is what the token says of a KEK. A nil pointer, and nil mechanisms, mean
+// that it does not tell.
+type Evidence struct {
+	Key Key `json:"key"`
+
+	Wrap        *bool `json:"wrap,omitempty"`
+	Unwrap      *bool `json:"unwrap,omitempty"`
+	Sign        *bool `json:"sign,omitempty"`
+	Verify      *bool `json:"verify,omitempty"`
+	Derive      *bool `json:"derive,omitempty"`
+	Token       *bool `json:"token,omitempty"`
+	Private     *bool `json:"private,omitempty"`
+	Modifiable  *bool `json:"modifiable,omitempty"`
+	Destroyable *bool `json:"destroyable,omitempty"`
+	// KeyGenMechanism is the CK_MECHANISM_TYPE that made the key.
+	KeyGenMechanism *uint `json:"keyGenMechanism,omitempty"`
+	// AllowedMechanisms are CK_MECHANISM_TYPEs; empty where nothing is restricted.
+	AllowedMechanisms []uint `json:"allowedMechanisms"`
+}
+
+// EvidenceReply describes all keys of the ring (OpEvidence).
+type EvidenceReply struct {
+	Keys []Evidence `json:"keys"`
 }
 
 // Class says what an error means for whoever has to act on it.

@@ -14,7 +14,12 @@ import (
 // good for encryption and nothing else. Every usage bit is stated, since modules
 // differ in their defaults.
 func kekTemplate(ring string, id kek.ID) []*pkcs11.Attribute {
-	return append(ringTemplate(ring, id),
+	return append(aesTemplate(ring, id), attr(pkcs11.CKA_VALUE_LEN, 32))
+}
+
+// aesTemplate is kekTemplate for a key that brings its size along.
+func aesTemplate(label string, id kek.ID) []*pkcs11.Attribute {
+	return append(secretTemplate(label, id),
 		attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
 		attr(pkcs11.CKA_ENCRYPT, true), attr(pkcs11.CKA_DECRYPT, true),
 		attr(pkcs11.CKA_SIGN, false), attr(pkcs11.CKA_VERIFY, false),
@@ -28,18 +33,17 @@ const hmacSuffix = "/hmac"
 
 // hmacTemplate is the companion key for aes-cbc-hmac.
 func hmacTemplate(ring string, id kek.ID) []*pkcs11.Attribute {
-	return append(ringTemplate(ring, id+hmacSuffix),
-		attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET),
+	return append(secretTemplate(ring, id+hmacSuffix),
+		attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET), attr(pkcs11.CKA_VALUE_LEN, 32),
 		attr(pkcs11.CKA_ENCRYPT, false), attr(pkcs11.CKA_DECRYPT, false),
 		attr(pkcs11.CKA_SIGN, true), attr(pkcs11.CKA_VERIFY, false),
 	)
 }
 
-func ringTemplate(ring string, id kek.ID) []*pkcs11.Attribute {
+func secretTemplate(label string, id kek.ID) []*pkcs11.Attribute {
 	return []*pkcs11.Attribute{
 		attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
-		attr(pkcs11.CKA_LABEL, ring), attr(pkcs11.CKA_ID, []byte(id)),
-		attr(pkcs11.CKA_VALUE_LEN, 32),
+		attr(pkcs11.CKA_LABEL, label), attr(pkcs11.CKA_ID, []byte(id)),
 		attr(pkcs11.CKA_TOKEN, true), attr(pkcs11.CKA_PRIVATE, true),
 		attr(pkcs11.CKA_SENSITIVE, true), attr(pkcs11.CKA_EXTRACTABLE, false),
 		attr(pkcs11.CKA_WRAP, false), attr(pkcs11.CKA_UNWRAP, false), attr(pkcs11.CKA_DERIVE, false),
@@ -51,22 +55,42 @@ func ringTemplate(ring string, id kek.ID) []*pkcs11.Attribute {
 // nothing was ever encrypted under it.
 func (w *Worker) Create(req wire.CreateRequest) (wire.CreateReply, error) {
 	id := kek.ID(req.ID)
-	if existing, err := w.find(id); err != nil {
+	return w.addKey(id, func(made *[]pkcs11.ObjectHandle) (wire.CreateReply, error) {
+		if err := w.generate("create the KEK", pkcs11.CKM_AES_KEY_GEN, kekTemplate(w.ring, id), made); err != nil {
+			return wire.CreateReply{}, err
+		}
+		c, err := w.existing(id)
+		if err != nil {
+			return wire.CreateReply{}, err
+		}
+		proof, err := w.proveNew(c, req.Mechanism, made)
+		if err != nil {
+			return wire.CreateReply{}, err
+		}
+		if err := safe(c.key.Attributes); err != nil {
+			return wire.CreateReply{}, err
+		}
+		key, err := w.readBack(id)
+		return wire.CreateReply{Key: key, Proof: proof}, err
+	})
+}
+
+// addKey runs add, which brings a key of this id onto the token and collects the
+// objects that it makes. When it fails they are destroyed again.
+func (w *Worker) addKey(id kek.ID, add func(made *[]pkcs11.ObjectHandle) (wire.CreateReply, error)) (wire.CreateReply, error) {
+	if existing, err := w.search(id); err != nil {
 		return wire.CreateReply{}, err
 	} else if existing != nil {
 		return wire.CreateReply{}, &wire.Error{Class: wire.ClassAmbiguous, Text: fmt.Sprintf("a key with CKA_ID %s exists already", id)}
 	}
 	var made []pkcs11.ObjectHandle
-	reply, err := w.create(id, req.Mechanism, &made)
+	reply, err := add(&made)
 	if err == nil {
 		return reply, nil
 	}
-	w.mu.Lock()
-	delete(w.handles, id)
-	w.mu.Unlock()
+	w.forget(id)
 	for _, o := range made {
-		undo := w.once("destroy the new key", func(s session) error { return w.module.DestroyObject(s.handle, o) })
-		if undo != nil {
+		if undo := w.destroyObject("destroy the new key", o); undo != nil {
 			return wire.CreateReply{}, &wire.Error{
 				Class: wire.ClassRefused, Text: fmt.Sprintf("%v; and the new key could not be removed: %v", err, undo),
 				Hint: fmt.Sprintf("remove the key with CKA_ID %s by the vendor's tool", id),
@@ -76,53 +100,39 @@ func (w *Worker) Create(req wire.CreateRequest) (wire.CreateReply, error) {
 	return wire.CreateReply{}, err
 }
 
-func (w *Worker) create(id kek.ID, mechanism string, made *[]pkcs11.ObjectHandle) (wire.CreateReply, error) {
-	generate := func(text string, mech uint, template []*pkcs11.Attribute) error {
-		return w.once(text, func(s session) error {
-			o, err := w.module.GenerateKey(s.handle, mech, template)
-			if err == nil {
-				*made = append(*made, o)
-			}
-			return err
-		})
-	}
-	if err := generate("create the KEK", pkcs11.CKM_AES_KEY_GEN, kekTemplate(w.ring, id)); err != nil {
-		return wire.CreateReply{}, err
-	}
-	proof, err := w.Prove(wire.ProveRequest{ID: []byte(id), Mechanism: mechanism})
-	if isClass(err, wire.ClassRefused) && wantsHMAC(mechanism) && w.offers(cbcHMAC) == "" {
-		if err := generate("create the HMAC key beside the KEK", pkcs11.CKM_GENERIC_SECRET_KEY_GEN, hmacTemplate(w.ring, id)); err != nil {
-			return wire.CreateReply{}, err
+func (w *Worker) generate(text string, mech uint, template []*pkcs11.Attribute, made *[]pkcs11.ObjectHandle) error {
+	return w.once(text, func(s session) error {
+		o, err := w.module.GenerateKey(s.handle, mech, template)
+		if err == nil {
+			*made = append(*made, o)
 		}
-		if _, err := w.find(id); err != nil { // the handles with the companion
-			return wire.CreateReply{}, err
-		}
-		proof, err = w.Prove(wire.ProveRequest{ID: []byte(id), Mechanism: mechanism})
-	}
-	if err != nil {
-		return wire.CreateReply{}, err
-	}
-	all, err := w.Keys()
-	if err != nil {
-		return wire.CreateReply{}, err
-	}
-	for _, k := range all.Keys {
-		if kek.ID(k.ID) != id {
-			continue
-		}
-		if bad := unsafeAttributes(k.Attributes); bad != "" {
-			return wire.CreateReply{}, &wire.Error{
-				Class: wire.ClassRefused, Text: "the token made the key with " + bad + " although it was told otherwise",
-				Hint: "check the partition's policy; a KEK that can leave the HSM is of no use",
-			}
-		}
-		return wire.CreateReply{Key: k, Proof: proof}, nil
-	}
-	return wire.CreateReply{}, vanished(id)
+		return err
+	})
 }
 
-// unsafeAttributes names what would let a key leave the token.
-func unsafeAttributes(a kek.Attributes) string {
+// proveNew proves a new KEK, and gives it an HMAC key where it needs one.
+func (w *Worker) proveNew(c *candidate, mechanism string, made *[]pkcs11.ObjectHandle) (wire.ProveReply, error) {
+	id := kek.ID(c.key.ID)
+	if _, err := w.remember(id, *c); err != nil {
+		return wire.ProveReply{}, err
+	}
+	req := wire.ProveRequest{ID: c.key.ID, Mechanism: mechanism}
+	proof, err := w.Prove(req)
+	if !isClass(err, wire.ClassRefused) || !wantsHMAC(mechanism) || w.offers(cbcHMAC) != "" {
+		return proof, err
+	}
+	if err := w.generate("create the HMAC key beside the KEK", pkcs11.CKM_GENERIC_SECRET_KEY_GEN, hmacTemplate(w.ring, id), made); err != nil {
+		return wire.ProveReply{}, err
+	}
+	c.hmac, c.hasHMAC = (*made)[len(*made)-1], true
+	if _, err := w.remember(id, *c); err != nil {
+		return wire.ProveReply{}, err
+	}
+	return w.Prove(req)
+}
+
+// safe refuses a new KEK that could leave the token.
+func safe(a kek.Attributes) error {
 	var bad []string
 	if a.Extractable != nil && *a.Extractable {
 		bad = append(bad, "CKA_EXTRACTABLE=true")
@@ -130,5 +140,11 @@ func unsafeAttributes(a kek.Attributes) string {
 	if a.Sensitive != nil && !*a.Sensitive {
 		bad = append(bad, "CKA_SENSITIVE=false")
 	}
-	return strings.Join(bad, " and ")
+	if bad == nil {
+		return nil
+	}
+	return &wire.Error{
+		Class: wire.ClassRefused, Text: "the token made the key with " + strings.Join(bad, " and ") + " although it was told otherwise",
+		Hint: "check the partition's policy; a KEK that can leave the HSM is of no use",
+	}
 }

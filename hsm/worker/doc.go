@@ -1,6 +1,6 @@
 // Package worker is the child process that loads the PKCS#11 module. It knows
 // one token and does what the parent asks over the socketpair: find the token,
-// log in, list, create and prove keys, wrap and unwrap.
+// log in, list, create, import, change, destroy and prove keys, wrap and unwrap.
 //
 // It is crash-only. An operation that fails for a reason that lies in a session
 // or a handle is tried once more on a fresh session; whatever fails then is

@@ -38,7 +38,8 @@ func judge(e p11.Error) (wire.Class, verdict) {
 	switch e.RV {
 	case pkcs11.CKR_ENCRYPTED_DATA_INVALID, pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE,
 		0x42, // CKR_AEAD_DECRYPT_FAILED of PKCS#11 v3.0
-		pkcs11.CKR_DATA_INVALID, pkcs11.CKR_DATA_LEN_RANGE:
+		pkcs11.CKR_DATA_INVALID, pkcs11.CKR_DATA_LEN_RANGE,
+		pkcs11.CKR_WRAPPED_KEY_INVALID, pkcs11.CKR_WRAPPED_KEY_LEN_RANGE:
 		return wire.ClassRequest, giveUp
 	case pkcs11.CKR_ARGUMENTS_BAD, pkcs11.CKR_MECHANISM_PARAM_INVALID:
 		if e.Call == "C_DecryptInit" || e.Call == "C_Decrypt" {
@@ -57,8 +58,10 @@ func judge(e p11.Error) (wire.Class, verdict) {
 		return wire.ClassPIN, giveUp
 	case pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_KEY_TYPE_INCONSISTENT,
 		pkcs11.CKR_KEY_SIZE_RANGE, pkcs11.CKR_MECHANISM_INVALID,
+		pkcs11.CKR_UNWRAPPING_KEY_SIZE_RANGE, pkcs11.CKR_UNWRAPPING_KEY_TYPE_INCONSISTENT,
 		0x1B, // CKR_ACTION_PROHIBITED
-		pkcs11.CKR_FUNCTION_NOT_SUPPORTED, pkcs11.CKR_TOKEN_WRITE_PROTECTED,
+		pkcs11.CKR_FUNCTION_NOT_SUPPORTED, pkcs11.CKR_FUNCTION_REJECTED,
+		pkcs11.CKR_TOKEN_WRITE_PROTECTED, pkcs11.CKR_SESSION_READ_ONLY,
 		pkcs11.CKR_TEMPLATE_INCOMPLETE, pkcs11.CKR_TEMPLATE_INCONSISTENT,
 		pkcs11.CKR_ATTRIBUTE_READ_ONLY, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID:
 		return wire.ClassRefused, giveUp
@@ -85,6 +88,12 @@ func ambiguous(e p11.Error) bool {
 	}
 	class, what := judge(e)
 	return class == wire.ClassToken && what != freshSession && what != freshHandle
+}
+
+// vague reports whether a return value says no more than that something did not
+// work. Modules use these where the standard has a word of its own.
+func vague(rv uint) bool {
+	return rv == pkcs11.CKR_GENERAL_ERROR || rv == pkcs11.CKR_FUNCTION_FAILED
 }
 
 // fail makes the error that goes to the parent. An error that already is one

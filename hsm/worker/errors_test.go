@@ -54,6 +54,14 @@ func TestJudge(t *testing.T) {
 		{"C_Encrypt", pkcs11.CKR_FUNCTION_NOT_SUPPORTED, wire.ClassRefused, giveUp},
 		{"C_GenerateKey", pkcs11.CKR_TEMPLATE_INCONSISTENT, wire.ClassRefused, giveUp},
 		{"C_GenerateKey", pkcs11.CKR_TOKEN_WRITE_PROTECTED, wire.ClassRefused, giveUp},
+		{"C_UnwrapKey", pkcs11.CKR_WRAPPED_KEY_INVALID, wire.ClassRequest, giveUp}, // NSS; SoftHSM says CKR_GENERAL_ERROR
+		{"C_UnwrapKey", pkcs11.CKR_WRAPPED_KEY_LEN_RANGE, wire.ClassRequest, giveUp},
+		{"C_UnwrapKey", pkcs11.CKR_UNWRAPPING_KEY_SIZE_RANGE, wire.ClassRefused, giveUp},
+		{"C_UnwrapKey", pkcs11.CKR_UNWRAPPING_KEY_TYPE_INCONSISTENT, wire.ClassRefused, giveUp},
+		{"C_UnwrapKey", pkcs11.CKR_ARGUMENTS_BAD, wire.ClassRefused, giveUp}, // SoftHSM to a hash that it does not do
+		{"C_SetAttributeValue", pkcs11.CKR_ATTRIBUTE_READ_ONLY, wire.ClassRefused, giveUp},
+		{"C_SetAttributeValue", pkcs11.CKR_SESSION_READ_ONLY, wire.ClassRefused, giveUp},
+		{"C_SetAttributeValue", pkcs11.CKR_FUNCTION_REJECTED, wire.ClassRefused, giveUp},
 		{"C_Decrypt", pkcs11.CKR_GENERAL_ERROR, wire.ClassToken, giveUp},
 		{"C_Decrypt", pkcs11.CKR_FUNCTION_FAILED, wire.ClassToken, giveUp},
 		{"C_Encrypt", pkcs11.CKR_DEVICE_REMOVED, wire.ClassToken, giveUp},

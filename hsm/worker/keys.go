@@ -23,38 +23,45 @@ func ofRing(label, ring string) bool {
 
 // Keys lists the ring, in no order. Keys of other labels are not touched.
 func (w *Worker) Keys() (wire.KeysReply, error) {
+	found, err := w.list()
+	reply := wire.KeysReply{Keys: make([]wire.Key, 0, len(found))}
+	for _, c := range found {
+		reply.Keys = append(reply.Keys, c.key)
+	}
+	return reply, err
+}
+
+// list finds all keys of the ring and remembers them.
+func (w *Worker) list() ([]candidate, error) {
 	found, err := w.scan()
 	if err != nil {
-		return wire.KeysReply{}, err
+		return nil, err
 	}
 	if err := w.tokenAnswers(); err != nil {
-		return wire.KeysReply{}, err
+		return nil, err
 	}
 	present := make(map[kek.ID]bool)
-	reply := wire.KeysReply{Keys: []wire.Key{}}
-	for _, f := range found {
-		id := kek.ID(f.key.ID)
+	for i := range found {
+		c := &found[i]
+		id := kek.ID(c.key.ID)
 		if present[id] {
-			// The check value is the first one's; the parent refuses duplicates anyway.
-			reply.Keys = append(reply.Keys, f.key)
-			continue
+			continue // has no check value, and the parent refuses duplicates anyway
 		}
 		present[id] = true
-		k, err := w.remember(id, f)
+		k, err := w.remember(id, *c)
 		if err != nil {
-			return wire.KeysReply{}, err
+			return nil, err
 		}
-		f.key.CheckValue, f.key.HMAC = k.kcv, k.hasHMAC
-		reply.Keys = append(reply.Keys, f.key)
+		c.key.CheckValue, c.key.HMAC = k.kcv, k.hasHMAC
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for id := range w.handles {
 		if !present[id] {
-			return wire.KeysReply{}, vanished(id)
+			return nil, vanished(id)
 		}
 	}
-	return reply, nil
+	return found, nil
 }
 
 // vanished reports a key that this process has met and can't find any more. It
@@ -101,13 +108,19 @@ func (w *Worker) scan() ([]candidate, error) {
 func (w *Worker) members(s session, objects []pkcs11.ObjectHandle) ([]candidate, error) {
 	var found []candidate
 	for _, o := range objects {
-		c, ok, err := w.describe(s, o)
+		label, err := w.module.GetAttribute(s.handle, o, pkcs11.CKA_LABEL)
 		if err != nil {
 			return nil, err
 		}
-		if ok {
-			found = append(found, c)
+		if !ofRing(string(label), w.ring) {
+			continue
 		}
+		c, err := w.describe(s, o)
+		if err != nil {
+			return nil, err
+		}
+		c.key.Attributes.Label = string(label)
+		found = append(found, c)
 	}
 	return found, nil
 }
@@ -144,20 +157,13 @@ func (w *Worker) companions(s session, id *kek.ID) (map[kek.ID]pkcs11.ObjectHand
 	return byID, nil
 }
 
-// describe reads an AES key's attributes; false when it is not of the ring.
-func (w *Worker) describe(s session, o pkcs11.ObjectHandle) (candidate, bool, error) {
-	label, err := w.module.GetAttribute(s.handle, o, pkcs11.CKA_LABEL)
-	if err != nil {
-		return candidate{}, false, err
-	}
-	if !ofRing(string(label), w.ring) {
-		return candidate{}, false, nil
-	}
+// describe reads an AES key's attributes but the label.
+func (w *Worker) describe(s session, o pkcs11.ObjectHandle) (candidate, error) {
 	id, err := w.module.GetAttribute(s.handle, o, pkcs11.CKA_ID)
 	if err != nil {
-		return candidate{}, false, err
+		return candidate{}, err
 	}
-	c := candidate{aes: o, key: wire.Key{ID: id, Attributes: kek.Attributes{Label: string(label)}}}
+	c := candidate{aes: o, key: wire.Key{ID: id}}
 	a := &c.key.Attributes
 	for _, f := range []struct {
 		typ uint
@@ -169,15 +175,15 @@ func (w *Worker) describe(s session, o pkcs11.ObjectHandle) (candidate, bool, er
 		{pkcs11.CKA_LOCAL, &a.Local},
 	} {
 		if *f.to, err = w.readBool(s, o, f.typ); err != nil {
-			return candidate{}, false, err
+			return candidate{}, err
 		}
 	}
 	size, err := w.readUlong(s, o, pkcs11.CKA_VALUE_LEN)
 	if err != nil {
-		return candidate{}, false, err
+		return candidate{}, err
 	}
 	a.Bits = int(size) * 8
-	return c, true, nil
+	return c, nil
 }
 
 // key returns the handles of a key, searching for it at its first use.
@@ -193,16 +199,31 @@ func (w *Worker) key(id kek.ID) (*handle, error) {
 		return nil, err
 	}
 	if k == nil {
-		return nil, &wire.Error{
-			Class: wire.ClassNoKey, Text: fmt.Sprintf("the token has no AES key with CKA_ID %s in the ring %q", id, w.ring),
-			Hint: "kekctl key list shows the ring",
-		}
+		return nil, w.noKey(id)
 	}
 	return k, nil
 }
 
-// find searches the token for a key of the ring; nil when there is none.
+func (w *Worker) noKey(id kek.ID) *wire.Error {
+	return &wire.Error{
+		Class: wire.ClassNoKey, Text: fmt.Sprintf("the token has no AES key with CKA_ID %s in the ring %q", id, w.ring),
+		Hint: "kekctl key list shows the ring",
+	}
+}
+
+// find searches the token for a key of the ring and remembers it; nil when there
+// is none.
 func (w *Worker) find(id kek.ID) (*handle, error) {
+	c, err := w.search(id)
+	if err != nil || c == nil {
+		return nil, err
+	}
+	return w.remember(id, *c)
+}
+
+// search describes a key of the ring as the token has it now; nil when there is
+// none.
+func (w *Worker) search(id kek.ID) (*candidate, error) {
 	var found []candidate
 	err := w.onSession("find key "+id.String(), func(s session) error {
 		objects, err := w.module.FindObjects(s.handle, []*pkcs11.Attribute{
@@ -227,7 +248,7 @@ func (w *Worker) find(id kek.ID) (*handle, error) {
 	}
 	switch len(found) {
 	case 1:
-		return w.remember(id, found[0])
+		return &found[0], nil
 	case 0:
 		if err := w.tokenAnswers(); err != nil {
 			return nil, err
@@ -246,23 +267,27 @@ func (w *Worker) find(id kek.ID) (*handle, error) {
 }
 
 // remember keeps a key's handles. The check value is computed once for each
-// object; another one under a known id means that the key was swapped.
+// object, and again when a key that could not encrypt may do so now; another one
+// under a known id means that the key was swapped.
 func (w *Worker) remember(id kek.ID, c candidate) (*handle, error) {
 	w.mu.Lock()
 	old := w.handles[id]
 	w.mu.Unlock()
-	if old != nil && old.aes == c.aes && old.hasHMAC == c.hasHMAC && old.hmac == c.hmac {
+	var unknown kek.CheckValue
+	encrypts := c.key.Attributes.Encrypt == nil || *c.key.Attributes.Encrypt
+	if old != nil && old.aes == c.aes && old.hasHMAC == c.hasHMAC && old.hmac == c.hmac &&
+		(old.kcv != unknown || old.encrypts || !encrypts) {
 		return old, nil
 	}
 	kcv, err := w.checkValue(c.aes)
 	if err != nil {
 		return nil, err
 	}
-	if old != nil && old.kcv != kcv {
+	if old != nil && old.kcv != unknown && kcv != unknown && old.kcv != kcv {
 		return nil, &wire.Error{Class: wire.ClassToken, Text: fmt.Sprintf(
 			"the check value of key %s changed from %s to %s", id, old.kcv, kcv)}
 	}
-	k := &handle{aes: c.aes, hmac: c.hmac, hasHMAC: c.hasHMAC, kcv: kcv}
+	k := &handle{aes: c.aes, hmac: c.hmac, hasHMAC: c.hasHMAC, kcv: kcv, encrypts: encrypts}
 	w.mu.Lock()
 	w.handles[id] = k
 	w.mu.Unlock()

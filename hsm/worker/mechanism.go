@@ -81,7 +81,9 @@ func (w *Worker) Prove(req wire.ProveRequest) (wire.ProveReply, error) {
 			why = "the token does " + reply.Mechanism.String() + " now, not " + req.Mechanism
 		}
 		if why == "" {
-			w.canary.use(id, reply.Mechanism)
+			if !req.Trial {
+				w.canary.use(id, reply.Mechanism)
+			}
 			return reply, nil
 		}
 		reply.Tried = append(reply.Tried, fmt.Sprintf("%s: %s", f, why))
@@ -204,7 +206,7 @@ func verdictOnMechanism(what string, err error) (string, error) {
 	case wire.ClassRefused, wire.ClassRequest:
 		return what + " refused: " + e.Error(), nil
 	case wire.ClassToken:
-		if e.RV == pkcs11.CKR_GENERAL_ERROR || e.RV == pkcs11.CKR_FUNCTION_FAILED {
+		if vague(e.RV) {
 			return what + " failed: " + e.Error(), nil
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"kekd/hsm/wire"
+	"kekd/internal/kek"
 	"kekd/internal/secret"
 )
 
@@ -114,6 +115,26 @@ func (w *Worker) dispatch(f wire.Frame) (meta any, sec secret.Bytes, err error) 
 		return decoded(f, w.Create)
 	case wire.OpProve:
 		return decoded(f, w.Prove)
+	case wire.OpSetUse:
+		return decoded(f, w.SetUse)
+	case wire.OpDestroy:
+		return decoded(f, func(req wire.DestroyRequest) (struct{}, error) {
+			return struct{}{}, w.Destroy(kek.ID(req.ID))
+		})
+	case wire.OpImportState:
+		reply, err := w.ImportState()
+		return reply, nil, err
+	case wire.OpImportBegin:
+		return decoded(f, w.ImportBegin)
+	case wire.OpImport:
+		return decoded(f, w.Import)
+	case wire.OpImportAbort:
+		return decoded(f, func(req wire.ImportAbortRequest) (struct{}, error) {
+			return struct{}{}, w.ImportAbort(kek.ID(req.ID))
+		})
+	case wire.OpEvidence:
+		reply, err := w.Evidence()
+		return reply, nil, err
 	case wire.OpWrap:
 		return decoded(f, func(req wire.WrapRequest) (wire.WrapReply, error) { return w.Wrap(req, f.Secret) })
 	case wire.OpUnwrap:

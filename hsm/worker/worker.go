@@ -57,6 +57,8 @@ type handle struct {
 	hmac    pkcs11.ObjectHandle
 	hasHMAC bool
 	kcv     kek.CheckValue
+	// encrypts: CKA_ENCRYPT allowed it when kcv was computed.
+	encrypts bool
 }
 
 // New makes a worker that has not loaded anything yet.

@@ -12,8 +12,11 @@ const other = "other"
 // The values that labels may have. The packages that report them know more of
 // their meaning; here they only keep the number of time series bounded.
 var (
-	methods        = []string{"Status", "Encrypt", "Decrypt"}
-	hsmOperations  = []string{"load", "login", "keys", "create", "prove", "probe", "wrap", "unwrap", "close"}
+	methods       = []string{"Status", "Encrypt", "Decrypt"}
+	hsmOperations = []string{
+		"load", "login", "keys", "create", "prove", "probe", "wrap", "unwrap", "set-use", "destroy",
+		"import-state", "import-begin", "import", "import-abort", "evidence", "close",
+	}
 	hsmResults     = []string{"ok", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup", "timeout", "canceled", "unavailable"}
 	restartReasons = []string{"died", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup"}
 	cacheResults   = []string{"hit", "miss", "remembered"}

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/grpc/codes"
 
+	"kekd/hsm/wire"
 	"kekd/internal/health"
 	"kekd/internal/kek"
 	"kekd/internal/version"
@@ -263,5 +264,15 @@ func BenchmarkRequest(b *testing.B) {
 		m.Request("Decrypt", codes.OK, 40*time.Microsecond)
 		m.Opened("r/00/000000")
 		m.CacheRequest("hit")
+	}
+}
+
+// What the worker can be asked for is counted under its own name.
+func TestOperationsOfTheWorker(t *testing.T) {
+	t.Parallel()
+	for op := wire.OpLoad; op <= wire.OpClose; op++ {
+		if got := closed(op.String(), hsmOperations); got != op.String() {
+			t.Errorf("operation %s is counted as %s", op, got)
+		}
 	}
 }
