@@ -10,11 +10,12 @@ import (
 // and only if the HSM would be asked the very same thing.
 type digest [sha256.Size]byte
 
-// The first byte of what is hashed keeps the two kinds apart, so that a crafted
+// The first byte of what is hashed keeps the kinds apart, so that a crafted
 // envelope of one cannot stand for one of the other in the memory of failures.
 const (
 	digestSeed   = 's'
 	digestDirect = 'd'
+	digestKey    = 'k'
 )
 
 // seedDigest names the unwrap of an envelope's seed: mechanism, key and wrapped

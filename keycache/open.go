@@ -15,7 +15,8 @@ import (
 //   - kek.ErrCorrupt: no envelope of ours, damaged, or bound to something else
 //   - kek.ErrWrongKeyID: the key_id is not the one that the header spells
 //   - kek.ErrUnavailable before the first SetRing; kek.ErrUnknownKey for a key
-//     that is not on the ring; kek.ErrRevoked for one that may not decrypt
+//     that is not on the ring, and was not when it was looked for once more;
+//     kek.ErrRevoked for one that may not decrypt
 //   - when the HSM is needed, the Wrapper's; kek.ErrUnavailable also when it did
 //     not answer within UnwrapTimeout or a moment ago; kek.ErrBusy when too many
 //     wait; the context's when the caller gave up
@@ -27,7 +28,7 @@ func (s *Sealer) Open(ctx context.Context, sealed kek.Sealed) ([]byte, error) {
 	if want := s.keyIDOf(&e); sealed.KeyID != want {
 		return nil, fmt.Errorf("open: sealed under %q, asked with %q: %w", want, sealed.KeyID, kek.ErrWrongKeyID)
 	}
-	if err := s.permitted(e.id); err != nil {
+	if err := s.findKey(ctx, e.id); err != nil {
 		return nil, fmt.Errorf("open: %w", err)
 	}
 	open := s.openSeeded

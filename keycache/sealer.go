@@ -26,6 +26,11 @@ type Sealer struct {
 	seeds   *seeds // nil in direct mode, as arena is
 	flights singleflight.Group
 	refused *failures
+	// missing remembers the keys that a look at the ring did not find, apart from
+	// refused so that made-up keys push nothing out of that.
+	missing *failures
+	// looking bounds how many Opens wait for a look.
+	looking chan struct{}
 
 	// using is a lock that a context can interrupt: it serialises Use, which
 	// waits for the HSM while it holds it. Taken before mu.
@@ -54,6 +59,8 @@ func New(cfg Config, w Wrapper) (*Sealer, error) {
 		wrapper: w,
 		gate:    newGate(cfg.MaxWaiting, cfg.UnwrapTimeout, cfg.Clock, cfg.Observer.Breaker),
 		refused: newFailures(),
+		missing: newFailures(),
+		looking: make(chan struct{}, maxLooking),
 		using:   make(chan struct{}, 1),
 	}
 	if cfg.Mode == Direct {

@@ -103,7 +103,7 @@ func preflight(cfg config.Config) error {
 // assemble makes all parts and binds the sockets. Nothing runs yet.
 func assemble(ctx context.Context, cfg config.Config, loggers logging.Loggers) (_ *daemon, err error) {
 	d := &daemon{cfg: cfg, log: loggers.Log}
-	d.metrics = metrics.New(version.Read(), time.Now)
+	d.metrics = metrics.New(version.Read(), now)
 	store, err := state.Open(cfg.StateDir)
 	if err != nil {
 		return nil, err
@@ -129,7 +129,7 @@ func assemble(ctx context.Context, cfg config.Config, loggers logging.Loggers) (
 		return nil, err
 	}
 	d.token = hsm.New(tokenConfig)
-	if d.sealer, err = newSealer(cfg, d.token, store, watch); err != nil {
+	if d.sealer, err = d.newSealer(store, watch); err != nil {
 		return nil, err
 	}
 	d.metrics.CollectSeeds(d.seeds)
@@ -137,7 +137,7 @@ func assemble(ctx context.Context, cfg config.Config, loggers logging.Loggers) (
 		Grace:      cfg.Health.OutageGrace,
 		StaleAfter: 2*cfg.Health.ProbeInterval + 2*probeTimeout,
 		Current:    d.current,
-		Clock:      time.Now,
+		Clock:      now,
 		Logger:     loggers.Log.Named("health"),
 		Observer:   d.metrics,
 	})
@@ -150,9 +150,9 @@ func assemble(ctx context.Context, cfg config.Config, loggers logging.Loggers) (
 		return nil, err
 	}
 	d.watcher, err = rotation.New(rotation.Config{
-		Ring: cfg.KeyRing.Label, Primary: primary, Refresh: cfg.KeyRing.Refresh, Timeout: 2 * cfg.HSM.CallTimeout,
+		Ring: cfg.KeyRing.Label, Primary: primary, Policy: cfg.KeyRing.Policy, Refresh: cfg.KeyRing.Refresh, Timeout: 2 * cfg.HSM.CallTimeout,
 		Token: d.token, Sealer: d.sealer, Health: d.monitor, Memory: store, Observer: d.metrics,
-		Clock: time.Now, Logger: loggers.Log.Named("ring"), Audit: loggers.Audit,
+		Clock: now, Logger: loggers.Log.Named("ring"), Audit: loggers.Audit,
 	})
 	if err != nil {
 		return nil, err
@@ -165,7 +165,8 @@ func assemble(ctx context.Context, cfg config.Config, loggers logging.Loggers) (
 	return d, err
 }
 
-func newSealer(cfg config.Config, token *hsm.Token, store *state.Dir, watch keycache.Observer) (*keycache.Sealer, error) {
+func (d *daemon) newSealer(store *state.Dir, watch keycache.Observer) (*keycache.Sealer, error) {
+	cfg := d.cfg
 	mode := keycache.Seeded
 	var uses keycache.Counter
 	if cfg.Seeds.Mode == config.ModeDirect {
@@ -179,7 +180,9 @@ func newSealer(cfg config.Config, token *hsm.Token, store *state.Dir, watch keyc
 	return keycache.New(keycache.Config{
 		Ring: cfg.KeyRing.Label, Mode: mode, MaxAge: cfg.Seeds.MaxAge, MaxUses: cfg.Seeds.MaxUses,
 		CacheSize: cfg.Seeds.CacheSize, LockMemory: cfg.Seeds.LockMemory, Observer: watch, DirectUses: uses,
-	}, token)
+		Clock: now,
+		Look:  func(ctx context.Context) { d.watcher.Look(ctx) }, // which is there once requests are
+	}, d.token)
 }
 
 // abandon frees what assemble has bound before it failed.

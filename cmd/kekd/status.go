@@ -1,20 +1,27 @@
 package main
 
 import (
+	"context"
+
 	"kekd/internal/health"
 	"kekd/internal/httpapi"
 	"kekd/internal/metrics"
+	"kekd/internal/rotation"
 	"kekd/internal/version"
 )
 
 // Report implements httpapi.Source.
 func (d *daemon) Report() health.Report { return d.monitor.Report() }
 
+// Refresh implements httpapi.Source.
+func (d *daemon) Refresh(ctx context.Context) { d.watcher.Look(ctx) }
+
 // Status implements httpapi.Source. It reads memory only.
 func (d *daemon) Status() httpapi.Status {
 	current, _ := d.sealer.Current()
 	stats := d.sealer.Stats()
 	s := httpapi.Status{
+		Time:    now(),
 		Health:  d.monitor.Report(),
 		Version: version.Read(),
 		Seeds: httpapi.Seeds{
@@ -29,6 +36,12 @@ func (d *daemon) Status() httpapi.Status {
 	snapshot := d.watcher.Snapshot()
 	if snapshot.Ring != nil {
 		s.KeyRing = httpapi.NewKeyRing(snapshot.Ring, snapshot.Refreshed)
+		for i, k := range snapshot.Ring.Keys {
+			addProof(&s.KeyRing.Keys[i], snapshot.Proofs[k.ID])
+		}
+	}
+	for _, v := range snapshot.Policy {
+		s.Policy = append(s.Policy, v.String())
 	}
 	if snapshot.Err != nil {
 		s.RingProblem = snapshot.Err.Error()
@@ -40,6 +53,17 @@ func (d *daemon) Status() httpapi.Status {
 		}
 	}
 	return s
+}
+
+// addProof adds what this node found out by using a key.
+func addProof(k *httpapi.Key, p rotation.Proof) {
+	k.Proven = p.Mechanism.Valid()
+	if k.Proven {
+		k.Mechanism = p.Mechanism.String()
+	}
+	if p.Err != nil {
+		k.Problem = p.Err.Error()
+	}
 }
 
 // seeds is what the metrics show of the seed cache.

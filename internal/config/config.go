@@ -114,6 +114,23 @@ type KeyRing struct {
 	// with several keys that other tools made; keys that kekctl made order
 	// themselves.
 	Primary string `yaml:"primary"`
+	// Policy is what is demanded of the ring. kekd warns by log and metric where the
+	// ring is not so, and goes on; kekctl doctor fails.
+	Policy KeyPolicy `yaml:"policy"`
+}
+
+// KeyPolicy is what an organisation demands of its KEKs.
+type KeyPolicy struct {
+	// MaxAge is how long after its activation a key may be the primary, 0s to
+	// 87600h; 0s is without limit. kekctl rotate --if-due rotates then.
+	MaxAge time.Duration `yaml:"maxAge"`
+	// MinActivationDelay is the least time between the creation of a key beside
+	// others and its activation, 0s to 720h. kekctl refuses less, except to revoke.
+	MinActivationDelay time.Duration `yaml:"minActivationDelay"`
+	// Require are attributes that every usable key must have, as the token tells
+	// them: any of sensitive, non-extractable, always-sensitive, never-extractable
+	// and local. An imported key is not local, and was known outside the token.
+	Require []Attribute `yaml:"require"`
 }
 
 // Seeds says how the KEK is used.
@@ -166,6 +183,17 @@ const (
 	MechanismCBCHMAC Mechanism = "aes-cbc-hmac"
 )
 
+// Attribute is a choice of keyRing.policy.require.
+type Attribute string
+
+const (
+	Sensitive        Attribute = "sensitive"
+	NonExtractable   Attribute = "non-extractable"
+	AlwaysSensitive  Attribute = "always-sensitive"
+	NeverExtractable Attribute = "never-extractable"
+	Local            Attribute = "local"
+)
+
 // Mode is a choice of seeds.mode.
 type Mode string
 
@@ -190,7 +218,7 @@ func Default() Config {
 			CallTimeout: 10 * time.Second,
 			Mechanism:   MechanismAuto,
 		},
-		KeyRing: KeyRing{Refresh: 10 * time.Second},
+		KeyRing: KeyRing{Refresh: 10 * time.Second, Policy: KeyPolicy{Require: []Attribute{}}},
 		Seeds: Seeds{
 			Mode:       ModeSeeded,
 			MaxAge:     24 * time.Hour,

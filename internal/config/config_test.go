@@ -59,7 +59,11 @@ hsm:
   mechanism: aes-kwp
   initArgs: "configdir='sql:/x'"
   env: {A: b, C_D: 1}
-keyRing: {label: A.b_c-9, refresh: 100ms, primary: 00ff}
+keyRing:
+  label: A.b_c-9
+  refresh: 100ms
+  primary: 00ff
+  policy: {maxAge: 2160h, minActivationDelay: 90s, require: [local, never-extractable]}
 seeds: {mode: direct, maxAge: 720h, maxUses: 4294967296, cacheSize: 1, lockMemory: false}
 health: {probeInterval: 5m, outageGrace: 0s}
 log: {level: debug, format: console}
@@ -76,7 +80,10 @@ log: {level: debug, format: console}
 			AllowOpenPINFile: true, AllowFinalPINTry: true, Sessions: 64, CallTimeout: time.Minute,
 			Mechanism: MechanismKWP, InitArgs: "configdir='sql:/x'", Env: Env{"A": "b", "C_D": "1"},
 		},
-		KeyRing: KeyRing{Label: "A.b_c-9", Refresh: 100 * time.Millisecond, Primary: "00ff"},
+		KeyRing: KeyRing{
+			Label: "A.b_c-9", Refresh: 100 * time.Millisecond, Primary: "00ff",
+			Policy: KeyPolicy{MaxAge: 2160 * time.Hour, MinActivationDelay: 90 * time.Second, Require: []Attribute{Local, NeverExtractable}},
+		},
 		Seeds:   Seeds{Mode: ModeDirect, MaxAge: 720 * time.Hour, MaxUses: 1 << 32, CacheSize: 1},
 		Health:  Health{ProbeInterval: 5 * time.Minute},
 		Log:     Log{Level: "debug", Format: "console"},
@@ -225,6 +232,9 @@ func TestValidate(t *testing.T) {
 		{"ring label", func(c *Config) { c.KeyRing.Label = "a/b" }, `keyRing.label: must be a letter or digit, then up to 126 letters, digits, dots, underscores and hyphens, got "a/b"; choose another label`},
 		{"ring label 127 bytes", func(c *Config) { c.KeyRing.Label = long[:127] }, ""},
 		{"ring label 128 bytes", func(c *Config) { c.KeyRing.Label = long[:128] }, `keyRing.label: must be a letter or digit, then up to 126 letters, digits, dots, underscores and hyphens, got "` + long[:128] + `"; choose another label`},
+		{"policy age", func(c *Config) { c.KeyRing.Policy.MaxAge = -time.Second }, `keyRing.policy.maxAge: must be 0s to 87600h, got -1s`},
+		{"policy delay", func(c *Config) { c.KeyRing.Policy.MinActivationDelay = 721 * time.Hour }, `keyRing.policy.minActivationDelay: must be 0s to 720h, got 721h`},
+		{"policy attribute", func(c *Config) { c.KeyRing.Policy.Require = []Attribute{Local, "secret"} }, `keyRing.policy.require[1]: must be one of sensitive, non-extractable, always-sensitive, never-extractable, local, got "secret"`},
 		{"refresh", func(c *Config) { c.KeyRing.Refresh = time.Hour }, `keyRing.refresh: must be 100ms to 10m, got 1h`},
 		{"primary", func(c *Config) { c.KeyRing.Primary = "xyz" }, `keyRing.primary: must be a CKA_ID of 1 to 64 bytes in hexadecimal, got "xyz"; kekctl key list shows the CKA_IDs`},
 		{"mode", func(c *Config) { c.Seeds.Mode = "" }, `seeds.mode: must be one of seeded, direct, got ""`},

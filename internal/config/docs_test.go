@@ -121,6 +121,8 @@ func typeText(typ reflect.Type) string {
 		return "text"
 	case typ.Kind() == reflect.Bool:
 		return "true or false"
+	case typ.Kind() == reflect.Slice && typ.Elem().Kind() == reflect.String:
+		return "list of texts"
 	case typ.Kind() == reflect.Slice:
 		return "list of numbers"
 	case typ.Kind() == reflect.Map:

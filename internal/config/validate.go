@@ -202,6 +202,11 @@ func (v *validator) keyRing(k KeyRing) {
 			"must be a letter or digit, then up to 126 letters, digits, dots, underscores and hyphens, got %q", k.Label)
 	}
 	within(v, "keyRing.refresh", k.Refresh, 100*time.Millisecond, 10*time.Minute)
+	within(v, "keyRing.policy.maxAge", k.Policy.MaxAge, 0, 87600*time.Hour)
+	within(v, "keyRing.policy.minActivationDelay", k.Policy.MinActivationDelay, 0, 720*time.Hour)
+	for i, a := range k.Policy.Require {
+		oneOf(v, fmt.Sprintf("keyRing.policy.require[%d]", i), a, Sensitive, NonExtractable, AlwaysSensitive, NeverExtractable, Local)
+	}
 	if k.Primary == "" {
 		return
 	}

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"time"
@@ -18,12 +19,17 @@ type Source interface {
 	Report() health.Report
 	// Status returns everything.
 	Status() Status
+	// Refresh has the key ring looked at now, and returns when that is done or ctx
+	// ends. What came of it shows in Status.
+	Refresh(ctx context.Context)
 }
 
 const (
 	// maxScrapes bounds the scrapes of /metrics at once, as each takes memory.
 	maxScrapes    = 4
 	scrapeTimeout = 5 * time.Second
+	// refreshTimeout is how long /refresh waits for the HSM.
+	refreshTimeout = 2 * time.Second
 )
 
 // index is what / says.
@@ -31,6 +37,7 @@ const index = `kekd
 /livez    is the process alive
 /readyz   may Kubernetes write
 /status   health, key ring, seeds, token, version (JSON)
+/refresh  POST: look at the key ring now, then as /status
 /metrics  for Prometheus
 `
 
@@ -47,6 +54,12 @@ func NewHandler(source Source, gatherer prometheus.Gatherer, log *zap.Logger) ht
 		ready(w, source.Report())
 	})
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		status(w, source.Status(), log)
+	})
+	mux.HandleFunc("POST /refresh", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), refreshTimeout)
+		defer cancel()
+		source.Refresh(ctx)
 		status(w, source.Status(), log)
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -30,6 +32,7 @@ type source struct{ status Status }
 
 func (s source) Report() health.Report { return s.status.Health }
 func (s source) Status() Status        { return s.status }
+func (source) Refresh(context.Context) {}
 
 func registry() *prometheus.Registry {
 	r := prometheus.NewRegistry()
@@ -67,6 +70,7 @@ func TestPaths(t *testing.T) {
 		{"revoked", "GET", "/readyz", report(health.Revoked, "gone"), 503, "text/plain; charset=utf-8", "revoked: gone\n"},
 		{"index", "GET", "/", source{}, 200, "text/plain; charset=utf-8", index},
 		{"head", "HEAD", "/livez", source{}, 200, "text/plain; charset=utf-8", "ok\n"}, // the server drops the body
+		{"refresh needs post", "GET", "/refresh", source{}, 405, "text/plain; charset=utf-8", "Method Not Allowed\n"},
 		{"post", "POST", "/status", source{}, 405, "text/plain; charset=utf-8", "Method Not Allowed\n"},
 		{"delete", "DELETE", "/readyz", source{}, 405, "text/plain; charset=utf-8", "Method Not Allowed\n"},
 		{"put", "PUT", "/metrics", source{}, 405, "text/plain; charset=utf-8", "Method Not Allowed\n"},
@@ -120,7 +124,11 @@ func fullStatus() Status {
 			},
 		},
 	}}
+	keys := NewKeyRing(ring, at)
+	keys.Keys[0].Problem = "no mechanism works with key 016f6c64"
+	keys.Keys[1].Proven, keys.Keys[1].Mechanism = true, "aes-gcm/caller-iv"
 	return Status{
+		Time: at,
 		Health: health.Report{
 			State: health.Coasting, Reason: "the HSM is unavailable", Since: at, LastSuccess: at,
 			CoastingUntil: at.Add(10 * time.Minute), KeyID: ring.Keys[1].KeyID(),
@@ -130,7 +138,8 @@ func fullStatus() Status {
 			Mode: "seeded", Mechanism: "aes-gcm/caller-iv", Created: at, Uses: 12, MaxUses: 1048576, DirectUses: 3,
 			Cached: 4, Capacity: 4096, Waiting: 1, RememberedFailures: 2, BreakerOpen: true,
 		},
-		KeyRing: NewKeyRing(ring, at),
+		KeyRing: keys,
+		Policy:  []string{"key k8s-kek/01/040506 is not local (keyRing.policy.require)"},
 		Token: &Token{
 			Label: "kekd", Serial: "0123", Manufacturer: "SoftHSM project", Model: "SoftHSM v2",
 			Firmware: "2.6", Library: "Implementation of PKCS11", Slot: 7, WorkerPID: 4711,
@@ -168,9 +177,33 @@ func TestStatusGolden(t *testing.T) {
 	}
 }
 
+// refreshed changes its status with a look, which takes until a context ends.
+type refreshed struct{ source }
+
+func (r *refreshed) Refresh(ctx context.Context) {
+	<-ctx.Done()
+	r.status.RingProblem = "looked"
+}
+
+// The answer is what is known after the look, and a look that takes too long does
+// not hold it up.
+func TestRefresh(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		w := get(t, NewHandler(&refreshed{}, registry(), zap.NewNop()), "POST", "/refresh")
+		var s Status
+		if err := json.Unmarshal(w.Body.Bytes(), &s); err != nil {
+			t.Fatal(err)
+		}
+		if w.Code != 200 || s.RingProblem != "looked" || time.Since(begun) != refreshTimeout {
+			t.Errorf("/refresh = %d %s after %s, want what the look found after %s", w.Code, w.Body, time.Since(begun), refreshTimeout)
+		}
+	})
+}
+
 // Before anything is known, what is not known is left out.
 func TestStatusStarting(t *testing.T) {
-	s := source{Status{Health: health.Report{State: health.Starting, Reason: "x", Since: at}, Seeds: Seeds{Mode: "seeded"}}}
+	s := source{Status{Time: at, Health: health.Report{State: health.Starting, Reason: "x", Since: at}, Seeds: Seeds{Mode: "seeded"}}}
 	w := get(t, NewHandler(s, registry(), zap.NewNop()), "GET", "/status")
 	for _, absent := range []string{"keyRing", "token", "created", "lastSuccess", "coastingUntil", "0001-01-01"} {
 		if strings.Contains(w.Body.String(), absent) {

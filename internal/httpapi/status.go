@@ -12,6 +12,8 @@ import (
 // Status is the JSON of /status. kekctl reads it, so fields are added and never
 // renamed. Nothing in it is secret.
 type Status struct {
+	// Time is when the answer was made, by this node's clock.
+	Time    time.Time     `json:"time"`
 	Health  health.Report `json:"health"`
 	Version version.Info  `json:"version"`
 	Seeds   Seeds         `json:"seeds"`
@@ -20,6 +22,8 @@ type Status struct {
 	// RingProblem is why the last look at the ring did not end with a key in use;
 	// empty if it did.
 	RingProblem string `json:"ringProblem,omitempty"`
+	// Policy are the ways in which the ring is not as keyRing.policy demands.
+	Policy []string `json:"policy,omitempty"`
 	// Token is missing while no worker process has found the token.
 	Token *Token `json:"token,omitempty"`
 }
@@ -66,6 +70,13 @@ type Key struct {
 	KeyIDHash string `json:"keyIDHash"`
 	// State is pending, primary, retired, disabled or scheduled-for-destruction.
 	State string `json:"state"`
+	// Proven: this node has encrypted and decrypted with the key, by Mechanism.
+	Proven bool `json:"proven"`
+	// Mechanism is how the key wraps; empty where nobody has tried.
+	Mechanism string `json:"mechanism,omitempty"`
+	// Problem is why this node could not use the key; empty if it could, or nobody
+	// has tried.
+	Problem string `json:"problem,omitempty"`
 	// Activation is zero for a key that another tool made.
 	Activation time.Time `json:"activation,omitzero"`
 	// DestroyAfter is zero unless the key is scheduled for destruction.
@@ -87,7 +98,8 @@ type Token struct {
 	WorkerPID int `json:"workerPID,omitempty"`
 }
 
-// NewKeyRing returns what /status shows of a ring that was read at this time.
+// NewKeyRing returns what /status shows of a ring that was read at this time. What
+// was proven is for the caller to add.
 func NewKeyRing(r *kek.Ring, read time.Time) *KeyRing {
 	ring := &KeyRing{Label: r.Label, Read: read, Keys: make([]Key, 0, len(r.Keys))}
 	for _, k := range r.Keys {

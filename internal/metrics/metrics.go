@@ -19,6 +19,7 @@ type Metrics struct {
 	hsm    hsmMetrics
 	health healthMetrics
 	ring   *ringCollector
+	looks  ringMetrics
 }
 
 // New makes the metrics and registers them in a registry of their own, together
@@ -31,6 +32,7 @@ func New(build version.Info, clock func() time.Time) *Metrics {
 		hsm:      newHSMMetrics(),
 		health:   newHealthMetrics(),
 		ring:     newRingCollector(clock),
+		looks:    newRingMetrics(),
 	}
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "kekd_build_info",
@@ -46,6 +48,7 @@ func New(build version.Info, clock func() time.Time) *Metrics {
 	m.registry.MustRegister(m.cache.all()...)
 	m.registry.MustRegister(m.hsm.all()...)
 	m.registry.MustRegister(m.health.all()...)
+	m.registry.MustRegister(m.looks.all()...)
 	m.HealthChanged("", string(health.Starting))
 	return m
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"kekd/internal/kek"
+	"kekd/internal/keypolicy"
 )
 
 var (
@@ -78,5 +79,44 @@ func (c *ringCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	if primary, ok := reading.ring.Primary(); ok && !primary.Activation.IsZero() {
 		send(primarySinceDesc, seconds(primary.Activation))
+	}
+}
+
+// ringMetrics are set rather than collected: they describe looks, not a ring.
+type ringMetrics struct {
+	problem    prometheus.Gauge
+	violations *prometheus.GaugeVec
+}
+
+func newRingMetrics() ringMetrics {
+	m := ringMetrics{
+		problem: gauge("kekd_key_ring_problem",
+			"1 while the last look at the key ring did not end with a primary in use; /status says why."),
+		violations: gauges("kekd_key_policy_violations",
+			"Ways in which the key ring is not as keyRing.policy demands, by rule.", "rule"),
+	}
+	for _, r := range keypolicy.Rules() {
+		m.violations.WithLabelValues(string(r))
+	}
+	return m
+}
+
+func (m *ringMetrics) all() []prometheus.Collector {
+	return []prometheus.Collector{m.problem, m.violations}
+}
+
+// RingLooked implements rotation.Observer.
+func (m *Metrics) RingLooked(err error) { m.looks.problem.Set(truth(err != nil)) }
+
+// SetPolicy implements rotation.Observer.
+func (m *Metrics) SetPolicy(violations []keypolicy.Violation) {
+	for _, r := range keypolicy.Rules() {
+		n := 0
+		for _, v := range violations {
+			if v.Rule == r {
+				n++
+			}
+		}
+		m.looks.violations.WithLabelValues(string(r)).Set(float64(n))
 	}
 }

@@ -7,13 +7,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
 
 	"kekd/hsm"
+	"kekd/internal/config"
 	"kekd/internal/kek"
+	"kekd/internal/keypolicy"
 	"kekd/keycache"
 )
 
@@ -24,6 +27,8 @@ const MemoryName = "published"
 type Token interface {
 	Keys(ctx context.Context) ([]kek.Info, error)
 	Prove(ctx context.Context, id kek.ID) (m kek.Mechanism, passedOver []string, err error)
+	// Try is Prove for a key that is not in use yet.
+	Try(ctx context.Context, id kek.ID) (kek.Mechanism, error)
 }
 
 // Sealer is the seed cache as the watcher needs it.
@@ -51,18 +56,24 @@ type Memory interface {
 // Observer is told what happens, for metrics.
 type Observer interface {
 	SetRing(r *kek.Ring)
+	// RingLooked: the ring was looked at; err is why no primary came of it.
+	RingLooked(err error)
+	// SetPolicy: how the ring differs from what is demanded of it.
+	SetPolicy(violations []keypolicy.Violation)
 	// Rotated: another key was made primary, or could not be.
 	Rotated(err error)
 	// Renewed: the seed was renewed, or could not be.
 	Renewed(err error)
 }
 
-// Config is what a Watcher needs. All fields but Primary are required.
+// Config is what a Watcher needs. All fields but Primary and Policy are required.
 type Config struct {
 	// Ring is the ring's label.
 	Ring string
 	// Primary names the primary among keys that other tools made.
 	Primary kek.ID
+	// Policy is what is demanded of the ring.
+	Policy config.KeyPolicy
 	// Refresh is the time between two looks at the ring. Before the first key is
 	// published the ring is read every second, or more often if Refresh is shorter.
 	Refresh time.Duration
@@ -84,13 +95,33 @@ type Watcher struct {
 	cfg Config
 	// published is what this node has told Kubernetes about. Only Refresh uses it.
 	published hsm.Published
+	// proofs are what came of trying the keys, by id; replaced, never changed. Only
+	// Refresh uses it.
+	proofs map[kek.ID]Proof
 	// first is closed when a key is published for the first time.
 	first chan struct{}
 	once  sync.Once
 
+	// kick asks Run for a look before its time.
+	kick chan struct{}
+
 	mu sync.Mutex
 	// snapshot is what the last look found. Guarded by mu.
 	snapshot Snapshot
+	// begun and done count looks. Guarded by mu.
+	begun, done uint64
+	// ended is closed at the end of a look, and replaced. Guarded by mu.
+	ended chan struct{}
+}
+
+// Proof is what came of trying a key on this node.
+type Proof struct {
+	// CheckValue is the check value of the key that was tried.
+	CheckValue kek.CheckValue
+	// Mechanism is the one that works; 0 if none does.
+	Mechanism kek.Mechanism
+	// Err is why none works, or none was found out; else nil.
+	Err error
 }
 
 // Snapshot is what the last look at the ring found. It is not changed any more.
@@ -101,12 +132,16 @@ type Snapshot struct {
 	Refreshed time.Time
 	// Err is why the last look did not end with a primary in use; nil if it did.
 	Err error
+	// Proofs are what came of trying the keys that are or will be primary, by id.
+	Proofs map[kek.ID]Proof
+	// Policy are the ways in which the ring is not as it should be.
+	Policy []keypolicy.Violation
 }
 
 // New makes a Watcher and reads what was published before. An unreadable memory
 // is an error: going on without it could bring back a key that was revoked.
 func New(cfg Config) (*Watcher, error) {
-	w := &Watcher{cfg: cfg, first: make(chan struct{})}
+	w := &Watcher{cfg: cfg, first: make(chan struct{}), kick: make(chan struct{}, 1), ended: make(chan struct{})}
 	if _, err := cfg.Memory.Load(MemoryName, &w.published); err != nil {
 		return nil, fmt.Errorf("read what was published before: %w", err)
 	}
@@ -126,13 +161,50 @@ func (w *Watcher) Snapshot() Snapshot {
 // Run looks at the ring again and again until ctx ends.
 func (w *Watcher) Run(ctx context.Context) {
 	for ctx.Err() == nil {
+		begun := w.cfg.Clock()
 		w.Refresh(ctx)
 		timer := time.NewTimer(w.nextLook())
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
+		case <-w.kick:
+			// Whoever asks for looks does not set their pace.
+			timer.Reset(min(max(lookSpacing-w.cfg.Clock().Sub(begun), 0), lookSpacing))
+			select {
+			case <-ctx.Done():
+			case <-timer.C:
+			}
 		}
 		timer.Stop()
+	}
+}
+
+// lookSpacing is the least time from one look to the next that somebody asked for.
+const lookSpacing = time.Second
+
+// Look asks for a look at the ring and returns when one that began after the call
+// has ended, or ctx has. Callers share looks, and there is one a second for them at
+// most. It is safe for concurrent use, and needs Run to run.
+func (w *Watcher) Look(ctx context.Context) {
+	w.mu.Lock()
+	wanted := w.begun + 1
+	w.mu.Unlock()
+	select {
+	case w.kick <- struct{}{}:
+	default: // somebody has asked already
+	}
+	for {
+		w.mu.Lock()
+		done, ended := w.done >= wanted, w.ended
+		w.mu.Unlock()
+		if done {
+			return
+		}
+		select {
+		case <-ended:
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
@@ -168,21 +240,90 @@ func (w *Watcher) nextLook() time.Duration {
 
 // Refresh looks at the ring once. It must not be called concurrently.
 func (w *Watcher) Refresh(ctx context.Context) {
+	w.mu.Lock()
+	w.begun++
+	last := w.snapshot
+	w.mu.Unlock()
 	limited, cancel := context.WithTimeout(ctx, w.cfg.Timeout)
 	defer cancel()
 	ring, err := w.look(limited)
+	next := Snapshot{Ring: last.Ring, Refreshed: last.Refreshed, Err: err, Policy: last.Policy}
+	if ring != nil {
+		next.Ring, next.Refreshed = ring, w.cfg.Clock()
+		w.tryPending(limited, ring)
+	}
+	next.Proofs = w.proofs
 	if ctx.Err() != nil {
 		return // kekd stops, which is nobody's failure
 	}
-	w.mu.Lock()
-	last := w.snapshot
-	next := Snapshot{Ring: last.Ring, Refreshed: last.Refreshed, Err: err}
-	if ring != nil {
-		next.Ring, next.Refreshed = ring, w.cfg.Clock()
+	if next.Ring != nil {
+		next.Policy = keypolicy.Evaluate(next.Ring, w.cfg.Policy, w.cfg.Clock())
+		w.logPolicy(last.Policy, next.Policy)
+		w.cfg.Observer.SetPolicy(next.Policy)
 	}
+	w.cfg.Observer.RingLooked(err)
+	w.mu.Lock()
 	w.snapshot = next
+	w.done = w.begun
+	close(w.ended)
+	w.ended = make(chan struct{})
 	w.mu.Unlock()
 	w.logChange(last.Err, err)
+}
+
+// tryPending tries the keys that will be the primary, so that it is known before
+// their time whether this node can use them. It changes nothing.
+func (w *Watcher) tryPending(ctx context.Context, ring *kek.Ring) {
+	for _, k := range ring.Keys {
+		if k.State != kek.Pending {
+			continue
+		}
+		before, tried := w.proofs[k.ID]
+		if tried && before.Err == nil && before.CheckValue == k.CheckValue {
+			continue
+		}
+		m, err := w.cfg.Token.Try(ctx, k.ID)
+		w.setProof(ring, k, m, err)
+		switch {
+		case err == nil:
+			w.cfg.Logger.Info("pending key works", zap.String("key_id", k.KeyID()),
+				zap.Stringer("mechanism", m), zap.Time("activation", k.Activation))
+		case !tried || before.Err == nil:
+			w.cfg.Logger.Warn("pending key does not work", zap.String("key_id", k.KeyID()),
+				zap.Time("activation", k.Activation), zap.Error(err), zap.String("hint", hsm.Hint(err)))
+		}
+	}
+}
+
+// setProof keeps what came of trying a key, and forgets keys that are gone.
+func (w *Watcher) setProof(ring *kek.Ring, k kek.Info, m kek.Mechanism, err error) {
+	next := make(map[kek.ID]Proof, len(ring.Keys))
+	for _, other := range ring.Keys {
+		if p, ok := w.proofs[other.ID]; ok {
+			next[other.ID] = p
+		}
+	}
+	next[k.ID] = Proof{CheckValue: k.CheckValue, Mechanism: m, Err: err}
+	w.proofs = next
+}
+
+// logPolicy warns of violations that are new, and tells when one ends. Their texts
+// change as keys age.
+func (w *Watcher) logPolicy(last, now []keypolicy.Violation) {
+	known := func(all []keypolicy.Violation, v keypolicy.Violation) bool {
+		return slices.ContainsFunc(all, func(o keypolicy.Violation) bool { return o.Rule == v.Rule && o.KeyID == v.KeyID })
+	}
+	for _, v := range now {
+		if !known(last, v) {
+			w.cfg.Logger.Warn("key out of policy", zap.String("key_id", v.KeyID), zap.String("rule", string(v.Rule)),
+				zap.Stringer("violation", v), zap.String("hint", v.Remedy))
+		}
+	}
+	for _, v := range last {
+		if !known(now, v) {
+			w.cfg.Logger.Info("key within policy again", zap.String("key_id", v.KeyID), zap.String("rule", string(v.Rule)))
+		}
+	}
 }
 
 // logChange logs an error when it is new, and its end, not every repetition.
@@ -238,7 +379,7 @@ func (w *Watcher) look(ctx context.Context) (*kek.Ring, error) {
 	if !ok {
 		return ring, err
 	}
-	return ring, w.publish(ctx, primary)
+	return ring, w.publish(ctx, ring, primary)
 }
 
 // failed tells of a failure, unless it is only that kekd stops.
@@ -259,12 +400,13 @@ func (w *Watcher) withdraw(why error) {
 }
 
 // publish makes the primary the key in use, or renews its seed when that is due.
-func (w *Watcher) publish(ctx context.Context, primary kek.Info) error {
+func (w *Watcher) publish(ctx context.Context, ring *kek.Ring, primary kek.Info) error {
 	current, inUse := w.cfg.Sealer.Current()
 	if inUse && current.ID == primary.ID {
 		return w.renew(ctx, primary, current.Mechanism)
 	}
-	err := w.rotate(ctx, primary)
+	m, err := w.rotate(ctx, primary)
+	w.setProof(ring, primary, m, err)
 	w.cfg.Observer.Rotated(err)
 	if err != nil && !inUse {
 		w.failed(err)
@@ -290,23 +432,23 @@ func (w *Watcher) renew(ctx context.Context, key kek.Info, m kek.Mechanism) erro
 // rotate proves the key, remembers it, and publishes it with a fresh seed, in
 // this order: a key that Kubernetes hears of is known to work, and is never
 // forgotten.
-func (w *Watcher) rotate(ctx context.Context, key kek.Info) error {
+func (w *Watcher) rotate(ctx context.Context, key kek.Info) (kek.Mechanism, error) {
 	m, passedOver, err := w.cfg.Token.Prove(ctx, key.ID)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if next, changed := w.published.Advance(key); changed {
 		if err := w.cfg.Memory.Save(MemoryName, next); err != nil {
-			return fmt.Errorf("remember key %s before it is published: %w", key.ID, err)
+			return 0, fmt.Errorf("remember key %s before it is published: %w", key.ID, err)
 		}
 		w.published = next
 	}
 	if err := w.cfg.Sealer.Use(ctx, key, m); err != nil {
-		return err
+		return 0, err
 	}
 	w.cfg.Audit.Info("key published", zap.String("key_id", key.KeyID()), zap.Stringer("mechanism", m),
 		zap.Time("activation", key.Activation), zap.Strings("passed_over", passedOver))
 	w.cfg.Health.Published(key.KeyID())
 	w.once.Do(func() { close(w.first) })
-	return nil
+	return m, nil
 }

@@ -2,6 +2,7 @@ package secret
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -38,6 +39,8 @@ type FileSource struct {
 	// AllowOpen accepts a file that its group or others may read or write
 	// (hsm.allowOpenPinFile).
 	AllowOpen bool
+	// Field is what names the file in errors; empty for hsm.pinFile.
+	Field string
 }
 
 // String implements Source.
@@ -47,7 +50,7 @@ func (s FileSource) String() string { return "file " + s.Path }
 func (s FileSource) Read() (Bytes, error) {
 	pin, err := s.read()
 	if err != nil {
-		return nil, fmt.Errorf("hsm.pinFile: %w", err)
+		return nil, fmt.Errorf("%s: %w", cmp.Or(s.Field, "hsm.pinFile"), err)
 	}
 	return pin, nil
 }

@@ -1,0 +1,74 @@
+package rotation
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"kekd/internal/kek"
+)
+
+// Whoever asks for a look gets one that began after the question; all who ask
+// share it, and they get one a second at most.
+func TestLook(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{keys: []kek.Info{key("a", -time.Hour)}}
+		v, _, _ := w.watcher(t)
+		run(t, v)
+		begun := time.Now()
+
+		pass(3 * time.Second)
+		w.set(func() { w.keys = append(w.keys, key("b", time.Hour)) })
+		v.Look(t.Context())
+		if took := time.Since(begun) - 3*time.Second; took != 0 {
+			t.Errorf("a look that was due took %s", took)
+		}
+		if _, ok := v.Snapshot().Ring.Lookup(key("b", time.Hour).ID); !ok {
+			t.Error("the new key is not in the ring after the look")
+		}
+
+		const callers = 100
+		ended := make(chan time.Duration, callers)
+		for range callers {
+			go func() {
+				v.Look(t.Context())
+				ended <- time.Since(begun)
+			}()
+		}
+		for range callers {
+			if at := <-ended; at != 4*time.Second {
+				t.Fatalf("a caller was served after %s, want 4s: a second after the last look", at)
+			}
+		}
+		synctest.Wait()
+		if n := len(w.looks); n != 3 {
+			t.Errorf("%d looks, want the first and two that were asked for", n)
+		}
+		// The looks at the usual times go on, counted from the last one.
+		pass(refresh)
+		if n := len(w.looks); n != 4 {
+			t.Errorf("%d looks, want 4", n)
+		}
+	})
+}
+
+// A caller does not wait longer than he wants to.
+func TestLookOfAHungToken(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{keys: []kek.Info{key("a", -time.Hour)}}
+		v, _, _ := w.watcher(t)
+		run(t, v)
+		pass(2 * time.Second)
+		w.set(func() { w.hang = true })
+		begun := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		v.Look(ctx)
+		if took := time.Since(begun); took != time.Second {
+			t.Errorf("the look took %s, want the caller's 1s", took)
+		}
+	})
+}
