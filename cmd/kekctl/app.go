@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -21,6 +22,7 @@ import (
 	"kekd/internal/kek"
 	"kekd/internal/logging"
 	"kekd/internal/rotation"
+	"kekd/internal/secret"
 	"kekd/internal/setup"
 	"kekd/internal/state"
 )
@@ -32,6 +34,7 @@ type app struct {
 
 	// Flags.
 	configPath string
+	adminPIN   string
 	output     string
 	verbose    bool
 
@@ -101,8 +104,43 @@ type session struct {
 	primary kek.ID
 }
 
-// open loads the configuration and prepares the token; the HSM is not touched yet.
-func (a *app) open() (*session, error) {
+// open loads the configuration and prepares the token for a command that changes
+// nothing on it; the HSM is not touched yet.
+func (a *app) open() (*session, error) { return a.openAs(func(*hsm.Config) {}) }
+
+// openAdmin is open for a command that changes something on the token: it logs in
+// as the administrator, if a PIN file of his is given.
+func (a *app) openAdmin() (*session, error) {
+	if a.adminPIN == "" {
+		return a.open()
+	}
+	path, err := filepath.Abs(a.adminPIN)
+	if err != nil {
+		return nil, err
+	}
+	return a.openAs(func(c *hsm.Config) {
+		c.PIN = secret.FileSource{Path: path, Field: "--admin-pin-file"}
+		c.Latch = adminLatch{c.Latch}
+	})
+}
+
+// adminLatchName is where the latch of the administrator's PIN is kept. It stands
+// apart, since a login of kekd with its own PIN would clear it.
+const adminLatchName = "admin-" + hsm.LatchName
+
+// adminLatch keeps the latch of the administrator's PIN under its own name.
+type adminLatch struct{ hsm.LatchStore }
+
+// Load implements hsm.LatchStore.
+func (l adminLatch) Load(_ string, v any) (bool, error) { return l.LatchStore.Load(adminLatchName, v) }
+
+// Save implements hsm.LatchStore.
+func (l adminLatch) Save(_ string, v any) error { return l.LatchStore.Save(adminLatchName, v) }
+
+// Remove implements hsm.LatchStore.
+func (l adminLatch) Remove(string) error { return l.LatchStore.Remove(adminLatchName) }
+
+func (a *app) openAs(change func(*hsm.Config)) (*session, error) {
 	cfg, err := config.Load(a.configPath)
 	if err != nil {
 		return nil, err
@@ -123,6 +161,7 @@ func (a *app) open() (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	change(&tokenConfig)
 	return &session{cfg: cfg, store: store, token: hsm.New(tokenConfig), primary: primary}, nil
 }
 

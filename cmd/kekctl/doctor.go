@@ -18,6 +18,7 @@ import (
 	"kekd/hsm"
 	"kekd/internal/config"
 	"kekd/internal/kek"
+	"kekd/internal/keypolicy"
 	"kekd/internal/rotation"
 	"kekd/internal/setup"
 	"kekd/internal/sockpath"
@@ -212,6 +213,24 @@ func (s *session) examineRing(ctx context.Context, e *examination) {
 	}
 	e.ok("round trip", "encrypt and decrypt in %s", time.Since(begun).Round(10*time.Microsecond))
 	s.examineMemory(e, primary)
+	s.examinePolicy(e, ring)
+}
+
+// policyCheck is the name of the doctor's check of keyRing.policy.
+const policyCheck = "policy"
+
+// examinePolicy compares the ring with keyRing.policy.
+func (s *session) examinePolicy(e *examination, ring *kek.Ring) {
+	policy := s.cfg.KeyRing.Policy
+	violations := keypolicy.Evaluate(ring, policy, time.Now())
+	for _, v := range violations {
+		e.findings = append(e.findings, finding{policyCheck, "fail", v.String(), v.Remedy})
+	}
+	if len(violations) > 0 {
+		return
+	}
+	_, why := keypolicy.Due(ring, policy, time.Now())
+	e.ok(policyCheck, "the primary %s; %d required attribute(s)", why, len(policy.Require))
 }
 
 // examineMemory compares what kekd published last with the ring.

@@ -1,5 +1,6 @@
-// Command kekctl is the administrator's tool beside kekd: it creates and lists
-// KEKs, finds out what is wrong, and puts any KMS v2 plugin through its paces.
+// Command kekctl is the administrator's tool beside kekd: it creates, rotates and
+// retires KEKs, re-encrypts what stands under old ones, finds out what is wrong, and
+// puts any KMS v2 plugin through its paces.
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"kekd/hsm"
 	"kekd/hsm/worker"
@@ -98,11 +100,19 @@ func newRoot(a *app) *cobra.Command {
 	root.PersistentFlags().StringVarP(&a.configPath, "config", "c", "/etc/kekd/config.yaml", "kekd's configuration `file`")
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "output `format`: table or json")
 	root.PersistentFlags().BoolVarP(&a.verbose, "verbose", "v", false, "log to stderr what is done with the HSM")
-	key := group("key", "Create and list KEKs", newKeyCreate(a), newKeyList(a))
+	key := group("key", "Create, list and retire KEKs", newKeyList(a), newKeyCreate(a), newKeyRotate(a), newKeyCancel(a),
+		newKeyDisable(a), newKeyEnable(a), newKeyDestroy(a), newKeyRestore(a), newKeyPurge(a),
+		newKeyImport(a), newKeyExport(a))
+	addAdminPIN(a, key.PersistentFlags())
 	pin := group("pin", "Deal with a PIN that the token refused", newPINUnlatch(a))
 	cfg := group("config", "Work on the configuration", newConfigCheck(a))
-	root.AddCommand(key, pin, cfg, newStatus(a), newDoctor(a), newVerify(a), newVersion(a))
+	root.AddCommand(key, pin, cfg, newStatus(a), newDoctor(a), newInventory(a), newRotate(a), newRewrap(a), newRevoke(a), newVerify(a), newVersion(a))
 	return root
+}
+
+// addAdminPIN adds the flag of what may change something on the token.
+func addAdminPIN(a *app, flags *pflag.FlagSet) {
+	flags.StringVar(&a.adminPIN, "admin-pin-file", "", "`file` with the PIN to change the token with, if kekd's own role may only use keys")
 }
 
 // group is a command that only holds others.

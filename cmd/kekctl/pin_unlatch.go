@@ -15,7 +15,8 @@ func newPINUnlatch(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "unlatch",
 		Short: "Let kekd try the PIN again that the token refused",
-		Long: `Remove the latch that keeps a refused PIN from being tried again. Needed only
+		Long: `Remove the latch that keeps a refused PIN from being tried again, of kekd's own
+and of the one given by --admin-pin-file. Needed only
 when the PIN itself was right, for example after the security officer unlocked
 it: a changed PIN is noticed by itself.`,
 		Args: cobra.NoArgs,
@@ -32,19 +33,25 @@ func (a *app) pinUnlatch() error {
 	if err != nil {
 		return err
 	}
-	var rec hsm.LatchRecord
-	found, err := store.Load(hsm.LatchName, &rec)
-	if err != nil {
-		return errors.Join(err, errors.New("remove the file by hand"))
+	none := true
+	for _, name := range []string{hsm.LatchName, adminLatchName} {
+		var rec hsm.LatchRecord
+		found, err := store.Load(name, &rec)
+		if err != nil {
+			return errors.Join(err, errors.New("remove the file by hand"))
+		}
+		if !found {
+			continue
+		}
+		if err := store.Remove(name); err != nil {
+			return err
+		}
+		none = false
+		a.note("Removed the latch of %s on token %s (%s). The next start of the HSM worker tries the PIN once.",
+			rec.Since.Format(time.RFC3339), rec.Serial, rec.Reason)
 	}
-	if !found {
+	if none {
 		a.note("No PIN is latched.")
-		return nil
 	}
-	if err := store.Remove(hsm.LatchName); err != nil {
-		return err
-	}
-	a.note("Removed the latch of %s on token %s (%s). The next start of the HSM worker tries the PIN once.",
-		rec.Since.Format(time.RFC3339), rec.Serial, rec.Reason)
 	return nil
 }

@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"slices"
 	"time"
@@ -56,7 +54,7 @@ func (a *app) status(ctx context.Context) error {
 	}
 	if cfg.HTTP.Address == "" {
 		out.HTTPError = "turned off"
-	} else if out.HTTP, err = askHTTP(ctx, cfg.HTTP.Address); err != nil {
+	} else if out.HTTP, err = localNode(cfg).status(ctx); err != nil {
 		out.HTTPError = err.Error()
 	}
 	if err := a.print(out, func(w io.Writer) { statusTable(w, cfg, out) }); err != nil {
@@ -93,29 +91,6 @@ func askSocket(ctx context.Context, path string) (*kmsapi.StatusResponse, error)
 	}
 	defer conn.Close()
 	return kmsapi.NewKeyManagementServiceClient(conn).Status(ctx, &kmsapi.StatusRequest{})
-}
-
-// askHTTP reads /status.
-func askHTTP(ctx context.Context, address string) (*httpapi.Status, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/status", nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("GET /status: %s", resp.Status)
-	}
-	s := new(httpapi.Status)
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(s); err != nil {
-		return nil, fmt.Errorf("read /status: %w", err)
-	}
-	return s, nil
 }
 
 func statusTable(w io.Writer, cfg config.Config, s nodeStatus) {

@@ -1,0 +1,443 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"kekd/internal/cluster"
+	"kekd/internal/kek"
+	"kekd/internal/keypolicy"
+	"kekd/internal/rewrap"
+)
+
+func newRotate(a *app) *cobra.Command {
+	r := &rotator{app: a}
+	r.etcd.kube = &r.kube
+	c := &cobra.Command{
+		Use:   "rotate",
+		Short: "Rotate the KEK, from the new key to the re-encrypted objects",
+		Long: `The whole way to a new KEK, each step printed as it happens:
+
+  1. doctor       this node is sound
+  2. key          a new key is created on the token, pending
+  3. nodes        every kekd has seen and proven it
+  4. activation   it is the primary on every node
+  5. apiservers   every kube-apiserver encrypts under it
+  6. rewrap       every object is re-encrypted
+  7. inventory    no object stands under an older key
+  8. retire       which keys may go, and how
+
+Run it again after an interruption: it goes on where it was. No key that anything
+was encrypted under is ever destroyed by it. A key that it has just created is
+cancelled again when a node does not see it in time: activated, it would make
+objects that this node cannot read.
+
+With --if-due nothing is done before the primary is as old as keyRing.policy.maxAge
+says, so that a timer can run it every day.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r.delayGiven = cmd.Flags().Changed("activate-in")
+			if err := checkDelay(r.delay); err != nil {
+				return err
+			}
+			if err := r.how.check(); err != nil {
+				return err
+			}
+			return r.run(cmd.Context())
+		},
+	}
+	addYes(c, &r.yes)
+	addAdminPIN(a, c.Flags())
+	c.Flags().DurationVar(&r.delay, "activate-in", 0, "when the key becomes the primary (default 5m, or keyRing.policy.minActivationDelay if that is longer)")
+	c.Flags().BoolVar(&r.ifDue, "if-due", false, "do nothing before the primary is as old as keyRing.policy.maxAge")
+	c.Flags().StringArrayVar(&r.serverURLs, "apiserver", nil, "`URL` of a kube-apiserver, once for each (default: those that the cluster lists)")
+	r.nodeFlags.add(c.Flags())
+	r.kube.add(c.Flags())
+	r.etcd.add(c.Flags())
+	r.how.add(c.Flags())
+	return c
+}
+
+// rotator is one run of kekctl rotate.
+type rotator struct {
+	*app
+
+	// Flags.
+	yes, ifDue bool
+	delay      time.Duration
+	delayGiven bool
+	serverURLs []string
+	nodeFlags  nodeFlags
+	kube       kubeFlags
+	etcd       etcdFlags
+	how        rewrapFlags
+
+	session *session
+	cluster *cluster.Cluster
+	nodes   []node
+	servers []*cluster.APIServer
+
+	// key is the one that takes over.
+	key kek.Info
+	// created: by this rotation, which may cancel it again.
+	created bool
+}
+
+// journeyName is the name under which an unfinished rotation is remembered.
+const journeyName = "rotation"
+
+// journey is what is remembered of an unfinished rotation. All else shows on the
+// token, the nodes and in etcd.
+type journey struct {
+	// Key is the CKA_ID, in hexadecimal, of the key that takes over.
+	Key   string    `json:"key"`
+	Begun time.Time `json:"begun"`
+}
+
+// errNotDue ends a run with --if-due that has nothing to do.
+var errNotDue = errors.New("the primary is not due")
+
+func (r *rotator) step(n int, name, format string, args ...any) {
+	r.note("%d %-10s  %s", n, name, fmt.Sprintf(format, args...))
+}
+
+func (r *rotator) run(ctx context.Context) error {
+	var err error
+	if r.session, err = r.openAdmin(); err != nil {
+		return err
+	}
+	defer r.session.close()
+	if err := r.connect(ctx); err != nil {
+		return err
+	}
+	if err := r.doctorStep(ctx); err != nil {
+		return err
+	}
+	err = r.keyStep(ctx)
+	if errors.Is(err, errNotDue) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, step := range []func(context.Context) error{r.nodesStep, r.activationStep, r.serversStep} {
+		if err := step(ctx); err != nil {
+			if ctx.Err() != nil {
+				r.note("Interrupted. Nothing is lost: run kekctl rotate again to go on with key %s.", r.key.ID)
+			}
+			return err
+		}
+	}
+	result, err := r.rewrapStep(ctx)
+	if err != nil {
+		return err
+	}
+	return r.retireStep(ctx, result)
+}
+
+// connect finds the nodes and the API servers.
+func (r *rotator) connect(ctx context.Context) error {
+	var err error
+	if r.cluster, err = r.kube.connect(); err != nil {
+		return err
+	}
+	if r.servers, err = apiServers(ctx, r.cluster, r.serverURLs); err != nil {
+		return err
+	}
+	if r.nodes, err = r.nodeFlags.find(ctx, r.session.cfg, r.cluster); err != nil {
+		return err
+	}
+	if len(r.nodes) < len(r.servers) {
+		return codeError{exitFailed, fmt.Sprintf("%d kube-apiservers and only %d kekd(s) are known, and each needs one that has seen the new key; name every kekd with --node",
+			len(r.servers), len(r.nodes))}
+	}
+	return nil
+}
+
+func (r *rotator) doctorStep(ctx context.Context) error {
+	e := new(examination)
+	ctx, cancel := context.WithTimeout(ctx, 2*hsmTimeout)
+	defer cancel()
+	r.examine(ctx, e)
+	for _, f := range e.findings {
+		// A key that is too old is why this runs.
+		if f.Result == "fail" && f.Check != policyCheck {
+			r.step(1, "doctor", "%s: %s", f.Check, f.Detail)
+			return codeError{exitFailed, "the doctor found something; kekctl doctor shows all, with the remedies"}
+		}
+	}
+	r.step(1, "doctor", "%d checks, none failed", len(e.findings))
+	return nil
+}
+
+// keyStep finds the key of a rotation that was begun earlier, or creates one.
+func (r *rotator) keyStep(ctx context.Context) error {
+	looked, cancel := context.WithTimeout(ctx, hsmTimeout)
+	defer cancel()
+	ring, _, err := r.session.ring(looked)
+	if ring == nil {
+		return err
+	}
+	var begun journey
+	unfinished, err := r.session.store.Load(journeyName, &begun)
+	if err != nil {
+		return err
+	}
+	primary, hasPrimary := ring.Primary()
+	for _, k := range ring.Keys {
+		if k.State == kek.Pending {
+			r.key, r.created = k, unfinished && begun.Key == k.ID.String()
+			r.step(2, "key", "%s is pending already, and is taken up", k.KeyID())
+			return r.remember()
+		}
+	}
+	if unfinished && hasPrimary {
+		// Whatever was begun ends with all objects under the primary.
+		r.key = primary
+		r.step(2, "key", "a rotation of %s is not finished; %s is the primary", begun.Begun.Format(time.RFC3339), primary.KeyID())
+		return r.remember()
+	}
+	if r.ifDue {
+		due, why := keypolicy.Due(ring, r.session.cfg.KeyRing.Policy, time.Now())
+		r.step(2, "key", "%s", why)
+		if !due {
+			return errNotDue
+		}
+	}
+	r.key, _, err = r.createKey(ctx, r.session, r.yes, func(s *session, ring *kek.Ring, ringErr error, keys []kek.Info, now time.Time) (time.Time, error) {
+		return s.planActivation(ring, ringErr, keys, r.delay, r.delayGiven, now)
+	})
+	if err != nil {
+		return err
+	}
+	r.created = true
+	r.step(2, "key", "created %s", r.key.KeyID())
+	return r.remember()
+}
+
+func (r *rotator) remember() error {
+	return r.session.store.Save(journeyName, journey{Key: r.key.ID.String(), Begun: time.Now().UTC().Truncate(time.Second)})
+}
+
+// skewShown is the difference of clocks that is worth a word.
+const skewShown = time.Second
+
+// nodesStep waits until every node has seen and proven the key, which must be
+// while the key can still be cancelled.
+func (r *rotator) nodesStep(ctx context.Context) error {
+	margin := r.session.cfg.KeyRing.Refresh + cancelMargin
+	deadline := r.key.Activation.Add(-margin)
+	if now := time.Now(); deadline.Before(now) {
+		// It is active or about to be, and nothing is gained by giving up.
+		deadline = now.Add(4 * margin)
+	}
+	limited, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	told := make(map[string]bool)
+	var missing []string
+	err := poll(limited, pollPause, func() bool {
+		missing = missing[:0]
+		for _, n := range askAll(limited, r.nodes) {
+			k, known := n.key(r.key.KeyID())
+			switch {
+			case known && k.Proven && !told[n.node.name]:
+				told[n.node.name] = true
+				r.step(3, "nodes", "%s has proven the key%s", n.node.name, skew(n.ahead))
+			case known && k.Proven:
+			case known:
+				missing = append(missing, fmt.Sprintf("%s has not proven it: %s", n.node.name, n.trouble()))
+			default:
+				missing = append(missing, fmt.Sprintf("%s does not see it: %s", n.node.name, n.trouble()))
+			}
+		}
+		return len(missing) == 0
+	})
+	if err == nil {
+		return nil
+	}
+	for _, m := range missing {
+		r.step(3, "nodes", "%s", m)
+	}
+	if ctx.Err() != nil {
+		return err
+	}
+	return r.giveUpKey(ctx)
+}
+
+func skew(ahead time.Duration) string {
+	switch {
+	case ahead > skewShown:
+		return fmt.Sprintf("; its clock is %s ahead of this one", ahead.Round(100*time.Millisecond))
+	case ahead < -skewShown:
+		return fmt.Sprintf("; its clock is %s behind this one", (-ahead).Round(100*time.Millisecond))
+	}
+	return ""
+}
+
+// giveUpKey cancels a key that not all nodes have seen, if this run made it: a
+// node that lacks it could not read what the others write.
+func (r *rotator) giveUpKey(ctx context.Context) error {
+	cancelling := cancelChange()
+	if refusal := cancelling.allowed(r.session, r.key, time.Now()); !r.created || refusal != "" {
+		return codeError{exitFailed, fmt.Sprintf("not all nodes have proven key %s, which activates at %s; mend them, or cancel it with kekctl key cancel %s",
+			r.key.ID, r.key.Activation.Format(time.RFC3339), r.key.ID)}
+	}
+	ctx, cancel := context.WithTimeout(ctx, hsmTimeout)
+	defer cancel()
+	if _, err := cancelling.do(ctx, r.session, r.key); err != nil {
+		return err
+	}
+	if err := r.session.store.Remove(journeyName); err != nil {
+		return err
+	}
+	return codeError{exitFailed, fmt.Sprintf("not all nodes have proven key %s in time, so it was cancelled; nothing was encrypted under it, and the primary is what it was", r.key.ID)}
+}
+
+// activationGrace is how long after the activation a node may take to publish the
+// key, beside keyRing.refresh.
+const activationGrace = time.Minute
+
+// activationStep waits until every node encrypts under the key.
+func (r *rotator) activationStep(ctx context.Context) error {
+	if left := time.Until(r.key.Activation); left > 0 {
+		r.step(4, "activation", "in %s, at %s", left.Round(time.Second), r.key.Activation.Format(time.RFC3339))
+		timer := time.NewTimer(left)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		case <-timer.C:
+		}
+	}
+	limited, cancel := context.WithTimeout(ctx, r.session.cfg.KeyRing.Refresh+activationGrace)
+	defer cancel()
+	told := make(map[string]bool)
+	var missing []string
+	err := poll(limited, pollPause, func() bool {
+		missing = missing[:0]
+		for _, n := range askAll(limited, r.nodes) {
+			switch {
+			case n.err != nil || n.status.Health.KeyID != r.key.KeyID():
+				missing = append(missing, fmt.Sprintf("%s does not encrypt under it: %s", n.node.name, n.trouble()))
+			case !told[n.node.name]:
+				told[n.node.name] = true
+				r.step(4, "activation", "%s encrypts under the key", n.node.name)
+			}
+		}
+		return len(missing) == 0
+	})
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	for _, m := range missing {
+		r.step(4, "activation", "%s", m)
+	}
+	return codeError{exitFailed, fmt.Sprintf("not all nodes encrypt under key %s; they keep the key that they had. Mend them and run kekctl rotate again", r.key.ID)}
+}
+
+// kube-apiserver asks for the key_id at least once a minute, and every 20 seconds
+// when it is asked for its health.
+const (
+	serversPause   = 3 * time.Second
+	serversTimeout = 5 * time.Minute
+)
+
+// serversStep waits until every API server encrypts under the key.
+func (r *rotator) serversStep(ctx context.Context) error {
+	limited, cancel := context.WithTimeout(ctx, serversTimeout)
+	defer cancel()
+	told := make(map[string]bool)
+	var missing []string
+	err := poll(limited, serversPause, func() bool {
+		missing = missing[:0]
+		for _, s := range r.servers {
+			if told[s.URL] {
+				continue
+			}
+			use, err := s.KeyInUse(limited)
+			switch why := use.Lacks(r.key.KeyID()); {
+			case err != nil:
+				missing = append(missing, oneLine(err))
+			case why != "":
+				missing = append(missing, fmt.Sprintf("%s: %s", s.URL, why))
+			default:
+				told[s.URL] = true
+				r.step(5, "apiservers", "%s encrypts under the key", s.URL)
+			}
+		}
+		return len(missing) == 0
+	})
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	for _, m := range missing {
+		r.step(5, "apiservers", "%s", m)
+	}
+	return codeError{exitFailed, "not all kube-apiservers encrypt under the key; run kekctl rotate again when they do"}
+}
+
+// rewrapStep re-encrypts, with the final inventory. It does not ask again.
+func (r *rotator) rewrapStep(ctx context.Context) (rewrap.Result, error) {
+	work := rewrapping{app: r.app, cluster: r.cluster, servers: r.servers, how: r.how, etcd: &r.etcd, yes: true, keyID: r.key.KeyID()}
+	result, err := work.run(ctx)
+	if err != nil {
+		return result, err
+	}
+	r.step(6, "rewrap", "%d of %d objects re-encrypted", result.Found-result.Left, result.Found)
+	if result.Left > 0 {
+		for _, o := range result.Objects {
+			r.step(7, "inventory", "%s: %s", plain(o.Key), plain(o.Reason))
+		}
+		return result, codeError{exitFailed, fmt.Sprintf("%d objects are not under the primary; the old key must stay. Mend them and run kekctl rotate again", result.Left)}
+	}
+	r.step(7, "inventory", "no object stands under an older key")
+	return result, nil
+}
+
+// retirable is a key that nothing in etcd needs any more.
+type retirable struct {
+	ID    string `json:"id"`
+	KeyID string `json:"keyID"`
+}
+
+// rotationResult is what kekctl rotate prints as JSON.
+type rotationResult struct {
+	KeyID     string        `json:"keyID"`
+	Rewrap    rewrap.Result `json:"rewrap"`
+	Retirable []retirable   `json:"retirable"`
+}
+
+// retireStep says which keys nothing needs any more, and forgets the journey.
+func (r *rotator) retireStep(ctx context.Context, result rewrap.Result) error {
+	out := rotationResult{KeyID: r.key.KeyID(), Rewrap: result, Retirable: []retirable{}}
+	report, err := r.etcd.take(ctx)
+	if err != nil {
+		return err
+	}
+	limited, cancel := context.WithTimeout(ctx, hsmTimeout)
+	defer cancel()
+	ring, _, err := r.session.ring(limited)
+	if ring == nil {
+		return err
+	}
+	for _, k := range ring.Keys {
+		if n, _ := report.Under(k.Ring, k.ID); n == 0 && k.State == kek.Retired {
+			out.Retirable = append(out.Retirable, retirable{ID: k.ID.String(), KeyID: k.KeyID()})
+			r.step(8, "retire", "nothing in etcd needs %s; when no backup does: kekctl key destroy %s --after 30d", k.KeyID(), k.ID)
+		}
+	}
+	if err := r.session.store.Remove(journeyName); err != nil {
+		return err
+	}
+	return r.print(out, func(w io.Writer) {
+		row(w, "primary", out.KeyID)
+		for _, k := range out.Retirable {
+			row(w, "retirable", k.KeyID)
+		}
+	})
+}

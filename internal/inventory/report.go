@@ -1,0 +1,171 @@
+package inventory
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"kekd/internal/kek"
+)
+
+// Bounds that keep a report small whatever etcd holds. A cluster has few KEKs and
+// some hundred resources; an attacker can write as many key_ids as he likes.
+const (
+	// maxStandings bounds the distinct keys and providers of one resource, and
+	// maxStandingsTotal of all resources together.
+	maxStandings      = 100
+	maxStandingsTotal = 10_000
+	maxResources      = 5_000
+	// maxName is the longest name of a resource, in bytes: two DNS names.
+	maxName    = 2*253 + 1
+	maxSamples = 20
+	// maxSampleKey cuts the keys of samples, in bytes; those of kube-apiserver
+	// are shorter.
+	maxSampleKey = 1024
+)
+
+// Unlisted takes the objects of resources beyond the bounds.
+const Unlisted = "(unlisted)"
+
+// Report is an inventory. Its size is bounded whatever etcd holds.
+type Report struct {
+	// Endpoint and Prefix say what was read.
+	Endpoint string    `json:"endpoint"`
+	Prefix   string    `json:"prefix"`
+	Began    time.Time `json:"began"`
+	Seconds  float64   `json:"seconds"`
+	Pass
+	Objects int64 `json:"objects"`
+	// Totals sums up the resources.
+	Totals []Count `json:"totals"`
+	// Resources are sorted by name.
+	Resources []Resource `json:"resources"`
+	// Unparsable are the first of the unparsable objects.
+	Unparsable []Sample `json:"unparsable,omitempty"`
+}
+
+// Resource is the part of a report about one resource.
+type Resource struct {
+	// Resource is as in Object; it may hold anything that is valid in a key of etcd.
+	Resource string `json:"resource"`
+	Objects  int64  `json:"objects"`
+	// Counts add up to Objects.
+	Counts []Count `json:"counts"`
+}
+
+// Count is how many objects stand in the same way. The fields are as in Object.
+type Count struct {
+	Standing
+	Objects int64 `json:"objects"`
+}
+
+// Standing is what stands around an object. Encrypted objects whose key or
+// provider is beyond the bounds have neither here.
+type Standing struct {
+	Class    Class  `json:"class"`
+	Provider string `json:"provider,omitempty"`
+	KeyID    string `json:"keyID,omitempty"`
+}
+
+// Sample is an unparsable object.
+type Sample struct {
+	Key     string `json:"key"`
+	Problem string `json:"problem"`
+}
+
+// Under returns how many objects stand under the KEK with this ring label and
+// CKA_ID, in total and for each resource that has some. KMS v2 objects without a
+// listed key_id count as well, since they may.
+func (r *Report) Under(ring string, id kek.ID) (total int64, perResource map[string]int64) {
+	perResource = map[string]int64{}
+	for _, resource := range r.Resources {
+		for _, c := range resource.Counts {
+			if c.Class == KMSv2 && (c.KeyID == "" || under(c.KeyID, ring, id)) {
+				perResource[resource.Resource] += c.Objects
+				total += c.Objects
+			}
+		}
+	}
+	return total, perResource
+}
+
+// Take visits all objects and counts them.
+func (s *Store) Take(ctx context.Context, opts Options) (*Report, error) {
+	began := time.Now()
+	t := tally{resources: map[string]standings{}}
+	pass, err := s.Visit(ctx, opts, func(o Object) error {
+		t.add(o)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	r := t.report()
+	r.Endpoint, r.Prefix, r.Pass = s.endpoint, s.prefix, pass
+	r.Began, r.Seconds = began.UTC(), time.Since(began).Seconds()
+	return r, nil
+}
+
+type standings map[Standing]int64
+
+// tally counts objects.
+type tally struct {
+	resources map[string]standings
+	samples   []Sample
+	listed    int // standings with a provider, of all resources
+}
+
+func (t *tally) add(o Object) {
+	name := o.Resource
+	if t.resources[name] == nil && (len(name) > maxName || len(t.resources) >= maxResources) {
+		name = Unlisted
+	}
+	counts := t.resources[name]
+	if counts == nil {
+		counts = standings{}
+		t.resources[name] = counts
+	}
+	s := Standing{o.Class, o.Provider, o.KeyID}
+	if _, known := counts[s]; !known && s.Provider != "" {
+		if len(counts) >= maxStandings || t.listed >= maxStandingsTotal {
+			s = Standing{Class: o.Class}
+		} else {
+			t.listed++
+		}
+	}
+	counts[s]++
+	if o.Class == Unparsable && len(t.samples) < maxSamples {
+		t.samples = append(t.samples, Sample{o.Key[:min(len(o.Key), maxSampleKey)], o.Problem})
+	}
+}
+
+func (t *tally) report() *Report {
+	r := &Report{Resources: []Resource{}, Unparsable: t.samples}
+	totals := standings{}
+	for _, name := range slices.Sorted(maps.Keys(t.resources)) {
+		resource := Resource{Resource: name, Counts: t.resources[name].counts()}
+		for _, c := range resource.Counts {
+			resource.Objects += c.Objects
+			totals[c.Standing] += c.Objects
+		}
+		r.Objects += resource.Objects
+		r.Resources = append(r.Resources, resource)
+	}
+	r.Totals = totals.counts()
+	return r
+}
+
+// counts sorts the standings by class, and within a class the most frequent first.
+func (s standings) counts() []Count {
+	out := make([]Count, 0, len(s))
+	for standing, n := range s {
+		out = append(out, Count{standing, n})
+	}
+	slices.SortFunc(out, func(a, b Count) int {
+		return cmp.Or(cmp.Compare(a.Class, b.Class), cmp.Compare(b.Objects, a.Objects),
+			cmp.Compare(a.Provider, b.Provider), cmp.Compare(a.KeyID, b.KeyID))
+	})
+	return out
+}

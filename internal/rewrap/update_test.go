@@ -1,0 +1,329 @@
+package rewrap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"kekd/internal/inventory"
+	"kekd/internal/kek"
+)
+
+var secrets = schema.GroupResource{Resource: "secrets"}
+
+func TestUpdate(t *testing.T) {
+	c := newFakeCluster()
+	c.add("namespaces/old", oldKeyID)
+	c.add("events/ns/old", oldKeyID)
+	c.add("deployments/ns/old", oldKeyID)
+	c.put(inventory.Object{Key: "/registry/widgets.example.com/ns/old", Resource: "widgets.example.com", Path: []string{"ns", "old"},
+		Class: inventory.KMSv2, Provider: provider, KeyID: oldKeyID})
+	c.add("secrets/ns/new", newKeyID)
+	c.add("secrets/ns/old", oldKeyID)
+	c.add("secrets/ns/plain", "")
+	c.add("secrets/ns/ring", kek.KeyID("another-ring", testPrimary, kek.CheckValue{}))
+	c.put(inventory.Object{Key: "/registry/secrets/ns/aes", Resource: "secrets", Path: []string{"ns", "aes"}, Class: inventory.OtherProvider, Provider: "aescbc:v1:key1"})
+	// Not of this plugin's.
+	c.add("configmaps/ns/plain", "")
+	c.add("pods/ns/other", "another-plugin's")
+	result, err := Run(t.Context(), c.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(Result{Found: 8, Updated: 8}, result); diff != "" {
+		t.Errorf("Run (-want +got):\n%s", diff)
+	}
+	want := []string{"deployments/ns/old", "events/ns/old", "namespaces/old", "secrets/ns/aes", "secrets/ns/old", "secrets/ns/plain", "secrets/ns/ring", "widgets.example.com/ns/old"}
+	if diff := cmp.Diff(want, c.patches); diff != "" {
+		t.Errorf("patches (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"pods"}, c.plan.Untouched); diff != "" {
+		t.Errorf("untouched (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{provider}, c.plan.Providers); diff != "" {
+		t.Errorf("providers (-want +got):\n%s", diff)
+	}
+	// What is done is not done again.
+	c.patches = nil
+	if result, err = Run(t.Context(), c.config()); err != nil || len(c.patches) > 0 {
+		t.Errorf("Run again = %+v, %v, with patches of %v", result, err, c.patches)
+	}
+}
+
+func TestUpdateRefused(t *testing.T) {
+	internal := apierrors.NewInternalError(errors.New("the webhook is away"))
+	tests := []struct {
+		name   string
+		refuse func(attempt int) error
+		keep   bool
+		want   int           // attempts
+		took   time.Duration // all of it spent waiting
+		reason string        // of what is left
+	}{
+		{"conflicts that pass", func(attempt int) error {
+			if attempt < 3 {
+				return apierrors.NewConflict(secrets, "a", errors.New("it changed"))
+			}
+			return nil
+		}, false, 3, 3 * time.Second, ""},
+		{"deleted in the meantime", func(int) error { return apierrors.NewNotFound(secrets, "a") }, false, 1, 0, ""},
+		{"too many requests, as long as the server says", func(attempt int) error {
+			if attempt == 1 {
+				return apierrors.NewTooManyRequests("slow down", 7)
+			}
+			return nil
+		}, false, 2, 7 * time.Second, ""},
+		{"a server that asks for too much", func(attempt int) error {
+			if attempt == 1 {
+				return apierrors.NewTooManyRequests("slow down", 3600)
+			}
+			return nil
+		}, false, 2, time.Minute, ""},
+		{"a network that fails once", func(attempt int) error {
+			if attempt == 1 {
+				return errors.New("connection refused")
+			}
+			return nil
+		}, false, 2, time.Second, ""},
+		{"trouble that stays", func(int) error { return internal }, false, 5, 15 * time.Second,
+			"Internal error occurred: the webhook is away (tried 5 times)"},
+		{"forbidden", func(int) error {
+			return apierrors.NewForbidden(secrets, "a", errors.New("not you"))
+		}, false, 1, 0, `secrets "a" is forbidden: not you`},
+		{"a server that finds nothing stale", nil, true, 1, 0, "kube-apiserver finds nothing to write anew: see whether its EncryptionConfiguration has the plugin as the first provider of this resource"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newFakeCluster()
+				c.add("secrets/ns/a", oldKeyID)
+				c.add("secrets/ns/b", oldKeyID)
+				const key = "/registry/secrets/ns/a"
+				c.refuse = func(k string, attempt int) error {
+					if k == key && tt.refuse != nil {
+						err := tt.refuse(attempt)
+						if apierrors.IsNotFound(err) {
+							c.objects = c.objects[1:]
+						}
+						return err
+					}
+					return nil
+				}
+				c.keep = func(k string) bool { return tt.keep && k == key }
+				want := Result{Found: 2, Updated: 2}
+				if tt.reason != "" {
+					want = Result{Found: 2, Updated: 1, Left: 1, Objects: []Left{{Key: key, Reason: tt.reason}}}
+				}
+				begun := time.Now()
+				got, err := Run(t.Context(), c.config())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Errorf("Run (-want +got):\n%s", diff)
+				}
+				if c.attempts[key] != tt.want {
+					t.Errorf("%d attempts, want %d", c.attempts[key], tt.want)
+				}
+				if took := time.Since(begun).Round(time.Millisecond); took != tt.took {
+					t.Errorf("it took %v, want %v", took, tt.took)
+				}
+			})
+		})
+	}
+}
+
+func TestUpdateKeepsTheRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster()
+		c.addMany("secrets/ns/", 101, oldKeyID)
+		cfg := c.config()
+		cfg.Rate = 20
+		var shown []int64
+		cfg.Progress = func(what string, done, total int64) {
+			if what != "rewrap" || total != 101 {
+				t.Errorf("progress of %s is %d/%d", what, done, total)
+			}
+			shown = append(shown, done)
+		}
+		if _, err := Run(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		if took := c.times[100].Sub(c.times[0]).Round(time.Millisecond); took != 5*time.Second {
+			t.Errorf("100 updates after the first took %v, want 5s", took)
+		}
+		if len(shown) != 101 || shown[100] != 101 {
+			t.Errorf("progress was %v", shown)
+		}
+	})
+}
+
+func TestUpdateInterrupted(t *testing.T) {
+	c := newFakeCluster()
+	c.addMany("secrets/ns/", 5, oldKeyID)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	c.refuse = func(key string, _ int) error {
+		if strings.HasSuffix(key, "002") {
+			cancel(errors.New("SIGINT"))
+		}
+		return nil
+	}
+	result, err := Run(ctx, c.config())
+	if err == nil || err.Error() != "interrupted with up to 2 of 5 objects left: SIGINT" {
+		t.Errorf("Run: %v", err)
+	}
+	// The object in hand is finished.
+	if diff := cmp.Diff(Result{Found: 5, Updated: 3, Left: 2}, result); diff != "" {
+		t.Errorf("Run (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"What is done stays done: the same command goes on with the rest."}, c.notes); diff != "" {
+		t.Errorf("notes (-want +got):\n%s", diff)
+	}
+	c.patches = nil
+	result, err = Run(t.Context(), c.config())
+	if err != nil || result.Left != 0 {
+		t.Errorf("Run again = %+v, %v", result, err)
+	}
+	if diff := cmp.Diff([]string{"secrets/ns/003", "secrets/ns/004"}, c.patches); diff != "" {
+		t.Errorf("patches (-want +got):\n%s", diff)
+	}
+}
+
+func TestUpdateInterruptedWhileItWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newFakeCluster()
+		c.add("secrets/ns/a", oldKeyID)
+		ctx, cancel := context.WithCancel(t.Context())
+		c.refuse = func(string, int) error {
+			time.AfterFunc(time.Second, cancel)
+			return apierrors.NewTooManyRequests("slow down", 30)
+		}
+		begun := time.Now()
+		if _, err := Run(ctx, c.config()); !errors.Is(err, context.Canceled) {
+			t.Errorf("Run: %v", err)
+		}
+		if took := time.Since(begun); took != time.Second {
+			t.Errorf("it took %v to end", took)
+		}
+	})
+}
+
+// A server that is in trouble is not asked ten thousand times.
+func TestUpdateGivesUp(t *testing.T) {
+	tests := []struct {
+		name  string
+		err   error
+		tried int
+		want  string
+	}{
+		{"a server in trouble", apierrors.NewGenericServerResponse(http.StatusServiceUnavailable, "patch", secrets, "", "away", 0, true), 10 * tries,
+			"10 objects failed in a row, the last with: "},
+		{"a right that is missing", apierrors.NewForbidden(secrets, "", errors.New("not you")), maxListed + 1,
+			"more than 1000 objects could not be written anew, the last with: "},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newFakeCluster()
+				c.addMany("secrets/ns/", maxListed+100, oldKeyID)
+				c.refuse = func(string, int) error { return tt.err }
+				_, err := Run(t.Context(), c.config())
+				if err == nil || !strings.HasPrefix(err.Error(), tt.want) {
+					t.Errorf("Run: %v, want %q", err, tt.want)
+				}
+				if len(c.patches) != tt.tried {
+					t.Errorf("%d patches, want %d", len(c.patches), tt.tried)
+				}
+			})
+		})
+	}
+}
+
+// Somebody may write under another key all the time.
+func TestUpdateEnds(t *testing.T) {
+	c := newFakeCluster()
+	c.add("secrets/ns/a", oldKeyID)
+	cfg := c.config()
+	cfg.Progress = func(what string, _, _ int64) {
+		if what == "rewrap" {
+			c.add("secrets/ns/a", oldKeyID)
+		}
+	}
+	got, err := Run(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Result{Found: 1, Updated: maxRounds, Left: 1, Objects: []Left{{"/registry/secrets/ns/a", "it was written anew, but not under the primary"}}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("Run (-want +got):\n%s", diff)
+	}
+}
+
+func TestUpdateLeavesAlone(t *testing.T) {
+	c := newFakeCluster()
+	c.put(inventory.Object{Key: "/registry/secrets/ns/broken", Resource: "secrets", Path: []string{"ns", "broken"},
+		Class: inventory.Unparsable, Provider: provider, Problem: "it is no EncryptedObject of KMS v2"})
+	c.add("secrets/ns/old", oldKeyID)
+	c.add("secrets/odd", oldKeyID)
+	c.add("masterleases/10.0.0.1", oldKeyID)
+	got, err := Run(t.Context(), c.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Result{Found: 4, Updated: 1, Left: 3, Objects: []Left{
+		{"/registry/masterleases/10.0.0.1", "no API serves it; of its own records kube-apiserver writes some anew within minutes"},
+		{"/registry/secrets/ns/broken", "it is no EncryptedObject of KMS v2"},
+		{"/registry/secrets/odd", "its key in etcd is not that of an object of the API"},
+	}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("Run (-want +got):\n%s", diff)
+	}
+}
+
+func TestBegin(t *testing.T) {
+	c := newFakeCluster()
+	c.add("secrets/ns/old", oldKeyID)
+	cfg := c.config()
+	refused := errors.New("no")
+	cfg.Begin = func(context.Context, *Plan) error { return refused }
+	if _, err := Run(t.Context(), cfg); err != refused { //nolint:errorlint // as it is
+		t.Errorf("Run: %v", err)
+	}
+	if len(c.patches) > 0 {
+		t.Error("something was done without leave")
+	}
+}
+
+func TestMoreThanABatch(t *testing.T) {
+	c := newFakeCluster()
+	const n = batchSize + 10
+	for i := range n {
+		name := fmt.Sprintf("%06d", i)
+		c.objects = append(c.objects, inventory.Object{
+			Key: "/registry/secrets/ns/" + name, Resource: "secrets", Path: []string{"ns", name},
+			Class: inventory.KMSv2, Provider: provider, KeyID: oldKeyID, ModRevision: 1,
+		})
+	}
+	cfg := c.config()
+	cfg.Progress = func(what string, done, total int64) {
+		if what == "rewrap" && (total != n || done > n) {
+			t.Errorf("progress is %d/%d", done, total)
+		}
+	}
+	got, err := Run(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(Result{Found: n, Updated: n}, got); diff != "" {
+		t.Errorf("Run (-want +got):\n%s", diff)
+	}
+}
