@@ -64,13 +64,15 @@ bench: deps-run build ## Measure kekd, seeded and direct, beside a no-op plugin 
 	.run-bench/demo -dir .run-bench/token -bench .run-bench/bench -- $(BENCHFLAGS)
 
 .PHONY: kube
-kube: ## Build kube-apiserver and etcd from their Go modules (minutes when cold)
+kube: ## Build Kubernetes' server binaries and etcd from their Go modules (minutes when cold)
 	@e2e/kube/build.sh
 
 .PHONY: e2e
 e2e: deps-test build ## Run kekd under a real kube-apiserver and etcd
+	$(BUILD) -tags e2eclock -o bin/e2e/kekd-clock ./cmd/kekd
 	@bin="$$(e2e/kube/build.sh)"; cd e2e && \
-	KEKD_KUBE_BIN="$$bin" KEKD_BIN=$(CURDIR)/bin/kekd KEKCTL_BIN=$(CURDIR)/bin/kekctl go test -count=1 -timeout=30m -v ./cluster/...
+	KEKD_KUBE_BIN="$$bin" KEKD_BIN=$(CURDIR)/bin/kekd KEKCTL_BIN=$(CURDIR)/bin/kekctl KEKD_CLOCK_BIN=$(CURDIR)/bin/e2e/kekd-clock \
+	go test -count=1 -timeout=30m -v -p 1 ./cluster/... ./inventory/... ./portforward/... ./rotation/...
 
 .PHONY: clean
 clean: ## Remove what the targets built in the checkout
@@ -81,7 +83,7 @@ clean: ## Remove what the targets built in the checkout
 deps: deps-test ## Install the Debian packages that building and testing need
 deps-build: PACKAGES := gcc libc6-dev git
 deps-run:   PACKAGES := gcc libc6-dev git softhsm2
-deps-test:  PACKAGES := gcc libc6-dev git softhsm2 opensc libnss3 libnss3-tools
+deps-test:  PACKAGES := gcc libc6-dev git softhsm2 opensc openssl libnss3 libnss3-tools
 deps-build deps-run deps-test:
 	@missing=""; for p in $(PACKAGES); do \
 	  dpkg-query -W -f='$${Status}' "$$p" 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \

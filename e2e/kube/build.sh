@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds etcd and kube-apiserver, at the versions that go.mod beside this file
+# Builds etcd, kube-apiserver and kube-controller-manager, at the versions that go.mod beside this file
 # names, into a cache, and prints the directory as the only line on stdout. What
 # is cached is not built again; everything else goes to stderr.
 #
@@ -31,7 +31,7 @@ key=$({
 } | sha256sum | cut -c1-16)
 dir=$cache/$key
 
-complete() { [[ -x $dir/etcd && -x $dir/kube-apiserver ]]; }
+complete() { [[ -x $dir/etcd && -x $dir/kube-apiserver && -x $dir/kube-controller-manager ]]; }
 
 if ! complete; then
 	mkdir -p -- "$cache"
@@ -44,9 +44,10 @@ if ! complete; then
 	rm -rf -- "$cache/$key".tmp.* # of a build that was killed: the lock is ours
 	tmp=$(mktemp -d -- "$cache/$key.tmp.XXXXXX")
 	trap 'rm -rf -- "$tmp"' EXIT
-	echo "build.sh: building etcd and kube-apiserver $version, some minutes the first time" >&2
+	echo "build.sh: building etcd and Kubernetes $version, some minutes the first time" >&2
 	"$go" build -trimpath -ldflags="$ldflags" -o "$tmp/etcd" go.etcd.io/etcd/server/v3 >&2
 	"$go" build -trimpath -ldflags="$ldflags" -o "$tmp/kube-apiserver" k8s.io/kubernetes/cmd/kube-apiserver >&2
+	"$go" build -trimpath -ldflags="$ldflags" -o "$tmp/kube-controller-manager" k8s.io/kubernetes/cmd/kube-controller-manager >&2
 	chmod 0755 -- "$tmp"
 	rm -rf -- "$dir" # half of it may be there if somebody tidied the cache
 	mv -T -- "$tmp" "$dir"
