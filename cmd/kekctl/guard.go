@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -54,4 +55,19 @@ func (f *etcdFlags) take(ctx context.Context) (*inventory.Report, error) {
 	}
 	defer store.Close()
 	return store.Take(ctx, inventory.Options{})
+}
+
+// check fails where take would, without reading everything.
+func (f *etcdFlags) check(ctx context.Context) error {
+	store, err := f.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	enough := errors.New("one object is enough")
+	_, err = store.Visit(ctx, inventory.Options{}, func(inventory.Object) error { return enough })
+	if errors.Is(err, enough) {
+		return nil
+	}
+	return err
 }

@@ -10,15 +10,23 @@ const pollPause = 500 * time.Millisecond
 
 // poll calls done again and again until it returns true, with a pause in between.
 // Its error is ctx's.
-func poll(ctx context.Context, pause time.Duration, done func() bool) error {
+func poll(ctx context.Context, between time.Duration, done func() bool) error {
 	for !done() {
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return context.Cause(ctx)
-		case <-timer.C:
+		if err := pause(ctx, between); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// pause waits, or returns ctx's error.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-timer.C:
+		return nil
+	}
 }

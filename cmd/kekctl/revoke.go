@@ -127,30 +127,36 @@ func (a *app) noteObjects(ctx context.Context, key kek.Info, etcd *etcdFlags) {
 	}
 }
 
+// successorGrace is the least time that the nodes have to take up a successor. They
+// look at the ring when they are asked to, once a second at most.
+const successorGrace = 2 * time.Second
+
 // awaitSuccessor waits until every node that answers encrypts under the new key,
 // but no longer than a node may take to notice it by itself: the old key must go.
 func (a *app) awaitSuccessor(ctx context.Context, nodes []node, next kek.Info, refresh time.Duration) {
-	ctx, cancel := context.WithTimeout(ctx, refresh)
+	ctx, cancel := context.WithTimeout(ctx, max(refresh, successorGrace))
 	defer cancel()
-	var waiting []report
+	behind := make(map[string]string) // why, by node
 	_ = poll(ctx, pollPause, func() bool {
-		waiting = waiting[:0]
+		waiting := false
 		for _, r := range askAll(ctx, nodes) {
-			if r.err == nil && r.status.Health.KeyID != next.KeyID() {
-				waiting = append(waiting, r)
+			delete(behind, r.node.name)
+			if r.err != nil || r.status.Health.KeyID != next.KeyID() {
+				behind[r.node.name] = r.trouble()
+				waiting = waiting || r.err == nil
 			}
 		}
-		return len(waiting) == 0
+		return !waiting
 	})
-	for _, r := range waiting {
-		a.note("kekctl: warning: %s does not encrypt under the new key yet: %s", r.node.name, r.trouble())
+	for name, why := range behind {
+		a.note("kekctl: warning: %s was not seen to encrypt under the new key: %s", name, why)
 	}
-	a.note("Key %s has taken over.", next.KeyID())
+	a.note("Key %s takes over.", next.KeyID())
 }
 
 // refusalGrace is how long past keyRing.refresh a node may take to report that it
 // refuses a key, before it is given up.
-const refusalGrace = 20 * time.Second
+const refusalGrace = 10 * time.Second
 
 // awaitRefusal watches until every node refuses the key.
 func (a *app) awaitRefusal(ctx context.Context, nodes []node, key kek.Info, begun time.Time, refresh time.Duration) []nodeRefusal {

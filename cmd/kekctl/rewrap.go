@@ -36,7 +36,7 @@ func (f *rewrapFlags) check() error {
 	default:
 		return codeError{exitUsage, fmt.Sprintf("--method: must be auto, migration or update, got %q", f.method)}
 	}
-	if f.rate <= 0 {
+	if !(f.rate > 0) { // nor is NaN
 		return codeError{exitUsage, fmt.Sprintf("--rate: must be more than 0 updates per second, got %v", f.rate)}
 	}
 	return nil
@@ -78,6 +78,9 @@ It may be interrupted and run again: what is done stays done.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := how.check(); err != nil {
 				return err
+			}
+			if _, _, err := kek.ParseKeyID(keyID); keyID != "" && err != nil {
+				return codeError{exitUsage, "--key-id: " + err.Error()}
 			}
 			ctx := cmd.Context()
 			c, err := kube.connect()
@@ -217,7 +220,7 @@ func (a *app) rewrapped(result rewrap.Result, failure error) error {
 		row(w, "updated", strconv.FormatInt(result.Updated, 10))
 		row(w, "left", strconv.FormatInt(result.Left, 10))
 		for _, o := range result.Objects {
-			row(w, plain(o.Key), plain(o.Reason))
+			row(w, plain(o.Key), o.Reason)
 		}
 	}); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -95,8 +96,10 @@ const journeyName = "rotation"
 // token, the nodes and in etcd.
 type journey struct {
 	// Key is the CKA_ID, in hexadecimal, of the key that takes over.
-	Key   string    `json:"key"`
-	Begun time.Time `json:"begun"`
+	Key string `json:"key"`
+	// Created: by the rotation, which may cancel it again.
+	Created bool      `json:"created"`
+	Begun   time.Time `json:"begun"`
 }
 
 // errNotDue ends a run with --if-due that has nothing to do.
@@ -112,6 +115,9 @@ func (r *rotator) run(ctx context.Context) error {
 		return err
 	}
 	defer r.session.close()
+	if r.ifDue && r.session.cfg.KeyRing.Policy.MaxAge == 0 {
+		return codeError{exitUsage, "--if-due: needs a limit of age; set keyRing.policy.maxAge in the configuration"}
+	}
 	if err := r.connect(ctx); err != nil {
 		return err
 	}
@@ -140,7 +146,7 @@ func (r *rotator) run(ctx context.Context) error {
 	return r.retireStep(ctx, result)
 }
 
-// connect finds the nodes and the API servers.
+// connect finds the nodes, the API servers and etcd.
 func (r *rotator) connect(ctx context.Context) error {
 	var err error
 	if r.cluster, err = r.kube.connect(); err != nil {
@@ -150,6 +156,10 @@ func (r *rotator) connect(ctx context.Context) error {
 		return err
 	}
 	if r.nodes, err = r.nodeFlags.find(ctx, r.session.cfg, r.cluster); err != nil {
+		return err
+	}
+	// Not to be found out when half of the way is gone.
+	if err := r.etcd.check(ctx); err != nil {
 		return err
 	}
 	if len(r.nodes) < len(r.servers) {
@@ -191,7 +201,7 @@ func (r *rotator) keyStep(ctx context.Context) error {
 	primary, hasPrimary := ring.Primary()
 	for _, k := range ring.Keys {
 		if k.State == kek.Pending {
-			r.key, r.created = k, unfinished && begun.Key == k.ID.String()
+			r.key, r.created = k, begun.Created && begun.Key == k.ID.String()
 			r.step(2, "key", "%s is pending already, and is taken up", k.KeyID())
 			return r.remember()
 		}
@@ -204,7 +214,7 @@ func (r *rotator) keyStep(ctx context.Context) error {
 	}
 	if r.ifDue {
 		due, why := keypolicy.Due(ring, r.session.cfg.KeyRing.Policy, time.Now())
-		r.step(2, "key", "%s", why)
+		r.step(2, "key", "the primary %s", why)
 		if !due {
 			return errNotDue
 		}
@@ -221,11 +231,57 @@ func (r *rotator) keyStep(ctx context.Context) error {
 }
 
 func (r *rotator) remember() error {
-	return r.session.store.Save(journeyName, journey{Key: r.key.ID.String(), Begun: time.Now().UTC().Truncate(time.Second)})
+	return r.session.store.Save(journeyName, journey{Key: r.key.ID.String(), Created: r.created, Begun: time.Now().UTC().Truncate(time.Second)})
 }
 
-// skewShown is the difference of clocks that is worth a word.
-const skewShown = time.Second
+// sighting is what is known of one node or API server that is waited for.
+type sighting struct {
+	// name is its own, which no other has.
+	name string
+	// seen says that it is there; empty while it is not.
+	seen string
+	// missing says why it is not there yet.
+	missing string
+}
+
+// await looks again and again until all are there, and prints each as it comes.
+// When ctx ends before, it prints what is missing and returns ctx's error.
+func (r *rotator) await(ctx context.Context, n int, step string, pause time.Duration, look func() []sighting) error {
+	told := make(map[string]bool)
+	var all []sighting
+	err := poll(ctx, pause, func() bool {
+		all = look()
+		done := true
+		for _, s := range all {
+			if s.seen != "" && !told[s.name] {
+				told[s.name] = true
+				r.step(n, step, "%s %s", s.name, s.seen)
+			}
+			done = done && s.seen != ""
+		}
+		return done
+	})
+	if err == nil {
+		return nil
+	}
+	for _, s := range all {
+		if s.seen == "" {
+			r.step(n, step, "%s %s", s.name, s.missing)
+		}
+	}
+	return err
+}
+
+// sightings has all nodes look at the ring, and judge what they say.
+func (r *rotator) sightings(ctx context.Context, judge func(report) (seen, missing string)) []sighting {
+	var all []sighting
+	for _, n := range askAll(ctx, r.nodes) {
+		s := sighting{name: n.node.name}
+		s.seen, s.missing = judge(n)
+		all = append(all, s)
+	}
+	return all
+}
 
 // nodesStep waits until every node has seen and proven the key, which must be
 // while the key can still be cancelled.
@@ -238,36 +294,25 @@ func (r *rotator) nodesStep(ctx context.Context) error {
 	}
 	limited, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	told := make(map[string]bool)
-	var missing []string
-	err := poll(limited, pollPause, func() bool {
-		missing = missing[:0]
-		for _, n := range askAll(limited, r.nodes) {
-			k, known := n.key(r.key.KeyID())
-			switch {
-			case known && k.Proven && !told[n.node.name]:
-				told[n.node.name] = true
-				r.step(3, "nodes", "%s has proven the key%s", n.node.name, skew(n.ahead))
-			case known && k.Proven:
-			case known:
-				missing = append(missing, fmt.Sprintf("%s has not proven it: %s", n.node.name, n.trouble()))
-			default:
-				missing = append(missing, fmt.Sprintf("%s does not see it: %s", n.node.name, n.trouble()))
+	err := r.await(limited, 3, "nodes", pollPause, func() []sighting {
+		return r.sightings(limited, func(n report) (string, string) {
+			switch k, known := n.key(r.key.KeyID()); {
+			case !known:
+				return "", "does not see it: " + n.trouble()
+			case !k.Proven:
+				return "", "could not use it: " + cmp.Or(k.Problem, n.trouble())
 			}
-		}
-		return len(missing) == 0
+			return "has proven the key" + skew(n.ahead), ""
+		})
 	})
-	if err == nil {
-		return nil
-	}
-	for _, m := range missing {
-		r.step(3, "nodes", "%s", m)
-	}
-	if ctx.Err() != nil {
+	if err == nil || ctx.Err() != nil {
 		return err
 	}
 	return r.giveUpKey(ctx)
 }
+
+// skewShown is the difference of clocks that is worth a word.
+const skewShown = time.Second
 
 func skew(ahead time.Duration) string {
 	switch {
@@ -306,36 +351,22 @@ const activationGrace = time.Minute
 func (r *rotator) activationStep(ctx context.Context) error {
 	if left := time.Until(r.key.Activation); left > 0 {
 		r.step(4, "activation", "in %s, at %s", left.Round(time.Second), r.key.Activation.Format(time.RFC3339))
-		timer := time.NewTimer(left)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return context.Cause(ctx)
-		case <-timer.C:
+		if err := pause(ctx, left); err != nil {
+			return err
 		}
 	}
 	limited, cancel := context.WithTimeout(ctx, r.session.cfg.KeyRing.Refresh+activationGrace)
 	defer cancel()
-	told := make(map[string]bool)
-	var missing []string
-	err := poll(limited, pollPause, func() bool {
-		missing = missing[:0]
-		for _, n := range askAll(limited, r.nodes) {
-			switch {
-			case n.err != nil || n.status.Health.KeyID != r.key.KeyID():
-				missing = append(missing, fmt.Sprintf("%s does not encrypt under it: %s", n.node.name, n.trouble()))
-			case !told[n.node.name]:
-				told[n.node.name] = true
-				r.step(4, "activation", "%s encrypts under the key", n.node.name)
+	err := r.await(limited, 4, "activation", pollPause, func() []sighting {
+		return r.sightings(limited, func(n report) (string, string) {
+			if n.err != nil || n.status.Health.KeyID != r.key.KeyID() {
+				return "", "does not encrypt under it: " + n.trouble()
 			}
-		}
-		return len(missing) == 0
+			return "encrypts under the key", ""
+		})
 	})
 	if err == nil || ctx.Err() != nil {
 		return err
-	}
-	for _, m := range missing {
-		r.step(4, "activation", "%s", m)
 	}
 	return codeError{exitFailed, fmt.Sprintf("not all nodes encrypt under key %s; they keep the key that they had. Mend them and run kekctl rotate again", r.key.ID)}
 }
@@ -351,32 +382,22 @@ const (
 func (r *rotator) serversStep(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, serversTimeout)
 	defer cancel()
-	told := make(map[string]bool)
-	var missing []string
-	err := poll(limited, serversPause, func() bool {
-		missing = missing[:0]
-		for _, s := range r.servers {
-			if told[s.URL] {
-				continue
+	err := r.await(limited, 5, "apiservers", serversPause, func() []sighting {
+		var all []sighting
+		for _, server := range r.servers {
+			s := sighting{name: server.URL, seen: "encrypts under the key"}
+			use, err := server.KeyInUse(limited)
+			if err != nil {
+				s.seen, s.missing = "", oneLine(err)
+			} else if why := use.Lacks(r.key.KeyID()); why != "" {
+				s.seen, s.missing = "", "does not: "+why
 			}
-			use, err := s.KeyInUse(limited)
-			switch why := use.Lacks(r.key.KeyID()); {
-			case err != nil:
-				missing = append(missing, oneLine(err))
-			case why != "":
-				missing = append(missing, fmt.Sprintf("%s: %s", s.URL, why))
-			default:
-				told[s.URL] = true
-				r.step(5, "apiservers", "%s encrypts under the key", s.URL)
-			}
+			all = append(all, s)
 		}
-		return len(missing) == 0
+		return all
 	})
 	if err == nil || ctx.Err() != nil {
 		return err
-	}
-	for _, m := range missing {
-		r.step(5, "apiservers", "%s", m)
 	}
 	return codeError{exitFailed, "not all kube-apiservers encrypt under the key; run kekctl rotate again when they do"}
 }

@@ -2,8 +2,6 @@ package cluster
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -16,10 +14,12 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"kekd/internal/kek"
 )
 
 // KeyUse is which KEKs an API server encrypts with. Key ids come as the hashes
-// that kube-apiserver publishes; KeyIDHash makes one.
+// that kube-apiserver publishes (kek.KeyIDHash).
 type KeyUse struct {
 	// Problem is what /readyz/kms-providers says when it is not ok; empty if it is.
 	Problem string `json:"problem,omitempty"`
@@ -39,19 +39,13 @@ type ProviderUse struct {
 	WrittenTime time.Time `json:"writtenTime,omitzero"`
 }
 
-// KeyIDHash is the hash of a key_id as kube-apiserver's metrics have it.
-func KeyIDHash(keyID string) string {
-	sum := sha256.Sum256([]byte(keyID))
-	return "sha256:" + hex.EncodeToString(sum[:])
-}
-
 // Lacks says why the server does not encrypt under the key_id now; empty if it
 // does. One provider must use it, and each of the named ones that the server has.
 func (u KeyUse) Lacks(keyID string, providers ...string) string {
 	if u.Problem != "" {
 		return "it is not healthy: " + u.Problem
 	}
-	hash, used := KeyIDHash(keyID), false
+	hash, used := kek.KeyIDHash(keyID), false
 	for _, p := range u.Providers {
 		switch {
 		case p.Status == hash:

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"kekd/internal/kek"
 )
 
 const (
@@ -17,7 +19,7 @@ const (
 )
 
 // metricsText is what kube-apiserver 1.37 has to say after a rotation.
-var metricsText = strings.NewReplacer("OLD", KeyIDHash(oldKey), "NEW", KeyIDHash(newKey)).Replace(`
+var metricsText = strings.NewReplacer("OLD", kek.KeyIDHash(oldKey), "NEW", kek.KeyIDHash(newKey)).Replace(`
 # HELP apiserver_envelope_encryption_key_id_hash_last_timestamp_seconds [ALPHA] The last time in seconds when a keyID was used.
 # TYPE apiserver_envelope_encryption_key_id_hash_last_timestamp_seconds gauge
 apiserver_envelope_encryption_key_id_hash_last_timestamp_seconds{apiserver_id_hash="sha256:1",key_id_hash="NEW",provider_name="kekd",transformation_type="from_storage"} 1.7870000099e+09
@@ -33,8 +35,8 @@ func at(seconds float64) time.Time { return time.UnixMicro(int64(1787e12 + secon
 
 func TestKeyInUse(t *testing.T) {
 	providers := []ProviderUse{
-		{Name: "kekd", Status: KeyIDHash(newKey), StatusTime: at(2), Written: KeyIDHash(oldKey), WrittenTime: at(1)},
-		{Name: "kekd-2", Status: KeyIDHash(oldKey), StatusTime: at(2)},
+		{Name: "kekd", Status: kek.KeyIDHash(newKey), StatusTime: at(2), Written: kek.KeyIDHash(oldKey), WrittenTime: at(1)},
+		{Name: "kekd-2", Status: kek.KeyIDHash(oldKey), StatusTime: at(2)},
 	}
 	const health, metrics = "/readyz/kms-providers", "/metrics"
 	answer := func(code int, body string) func(int) (int, string) {
@@ -100,7 +102,7 @@ func TestKeyInUse(t *testing.T) {
 }
 
 func TestLacks(t *testing.T) {
-	use := KeyUse{Providers: []ProviderUse{{Name: "a", Status: KeyIDHash(newKey)}, {Name: "b", Status: KeyIDHash(oldKey)}}}
+	use := KeyUse{Providers: []ProviderUse{{Name: "a", Status: kek.KeyIDHash(newKey)}, {Name: "b", Status: kek.KeyIDHash(oldKey)}}}
 	tests := []struct {
 		name      string
 		problem   string

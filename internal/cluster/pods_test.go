@@ -42,7 +42,7 @@ func TestPods(t *testing.T) {
 // portForward serves plain SPDY, as servers before 1.31 do; the newer way is
 // tried against a real kube-apiserver. It connects to the address, whatever the
 // port, and says what a kubelet says when it cannot.
-func portForward(t *testing.T, address string) http.Handler {
+func portForward(address string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /api/v1/namespaces/kube-system/pods/kekd-1/portforward", func(w http.ResponseWriter, r *http.Request) {
 		if _, err := httpstream.Handshake(r, w, []string{"portforward.k8s.io"}); err != nil {
@@ -103,7 +103,7 @@ func TestDial(t *testing.T) {
 			}()
 		}
 	}()
-	c := serve(t, "x", portForward(t, pod.Addr().String()))
+	c := serve(t, "x", portForward(pod.Addr().String()))
 	conn, err := kekdPod(c).Dial(t.Context(), 8780)
 	if err != nil {
 		t.Fatal(err)
@@ -132,7 +132,7 @@ func TestDialWhereNothingListens(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = closed.Close()
-	c := serve(t, "x", portForward(t, closed.Addr().String()))
+	c := serve(t, "x", portForward(closed.Addr().String()))
 	client := kekdPod(c).HTTPClient(8780)
 	_, err = client.Get("http://127.0.0.1:8780/status")
 	const want = `Get "http://127.0.0.1:8780/status": forward port 8780 of pod kube-system/kekd-1 on node node-1: connect to port 8780: refused`

@@ -84,9 +84,9 @@ log: {level: debug, format: console}
 			Label: "A.b_c-9", Refresh: 100 * time.Millisecond, Primary: "00ff",
 			Policy: KeyPolicy{MaxAge: 2160 * time.Hour, MinActivationDelay: 90 * time.Second, Require: []Attribute{Local, NeverExtractable}},
 		},
-		Seeds:   Seeds{Mode: ModeDirect, MaxAge: 720 * time.Hour, MaxUses: 1 << 32, CacheSize: 1},
-		Health:  Health{ProbeInterval: 5 * time.Minute},
-		Log:     Log{Level: "debug", Format: "console"},
+		Seeds:  Seeds{Mode: ModeDirect, MaxAge: 720 * time.Hour, MaxUses: 1 << 32, CacheSize: 1},
+		Health: Health{ProbeInterval: 5 * time.Minute},
+		Log:    Log{Level: "debug", Format: "console"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("Parse (-want +got):\n%s", diff)

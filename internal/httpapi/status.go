@@ -5,7 +5,6 @@ import (
 
 	"kekd/internal/health"
 	"kekd/internal/kek"
-	"kekd/internal/metrics"
 	"kekd/internal/version"
 )
 
@@ -106,7 +105,7 @@ func NewKeyRing(r *kek.Ring, read time.Time) *KeyRing {
 		ring.Keys = append(ring.Keys, Key{
 			ID:           k.ID.String(),
 			KeyID:        k.KeyID(),
-			KeyIDHash:    metrics.KeyIDHash(k.KeyID()),
+			KeyIDHash:    kek.KeyIDHash(k.KeyID()),
 			State:        k.State.String(),
 			Activation:   k.Activation,
 			DestroyAfter: k.DestroyAfter,

@@ -1,6 +1,8 @@
 package kek
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"strings"
 )
@@ -25,4 +27,12 @@ func cutLast(s string) (before, after string, ok bool) {
 		return "", "", false
 	}
 	return s[:i], s[i+1:], true
+}
+
+// KeyIDHash is the hash of a key_id as the metrics of kube-apiserver spell it
+// (apiserver_envelope_encryption_key_id_hash_total and others), and ours, so that
+// they can be joined.
+func KeyIDHash(keyID string) string {
+	sum := sha256.Sum256([]byte(keyID))
+	return "sha256:" + hex.EncodeToString(sum[:])
 }

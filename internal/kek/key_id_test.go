@@ -28,3 +28,11 @@ func TestParseKeyID(t *testing.T) {
 		})
 	}
 }
+
+// The spelling of kube-apiserver's key_id_hash labels.
+func TestKeyIDHash(t *testing.T) {
+	const want = "sha256:9834876dcfb05cb167a5c24953eba58c4ac89b1adf57f28f2f9d09af107ee8f0"
+	if got := KeyIDHash("aaa"); got != want {
+		t.Errorf("KeyIDHash = %s, want %s", got, want)
+	}
+}

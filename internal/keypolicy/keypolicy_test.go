@@ -24,14 +24,12 @@ func key(name string, state kek.State, age time.Duration, at kek.Attributes) kek
 	return k
 }
 
-func is(v bool) *bool { return &v }
-
 func TestEvaluate(t *testing.T) {
 	t.Parallel()
-	good := kek.Attributes{Sensitive: is(true), Extractable: is(false), AlwaysSensitive: is(true), NeverExtractable: is(true), Local: is(true)}
+	good := kek.Attributes{Sensitive: new(true), Extractable: new(false), AlwaysSensitive: new(true), NeverExtractable: new(true), Local: new(true)}
 	imported := good
-	imported.Local, imported.AlwaysSensitive, imported.NeverExtractable = is(false), is(false), is(false)
-	silent := kek.Attributes{Sensitive: is(true)}
+	imported.Local, imported.AlwaysSensitive, imported.NeverExtractable = new(false), new(false), new(false)
+	silent := kek.Attributes{Sensitive: new(true)}
 	all := []config.Attribute{config.Sensitive, config.NonExtractable, config.AlwaysSensitive, config.NeverExtractable, config.Local}
 	for _, tc := range []struct {
 		name   string
@@ -52,7 +50,7 @@ func TestEvaluate(t *testing.T) {
 			"attributes: key r/61/000000 is not never-extractable (keyRing.policy.require)",
 			"attributes: key r/61/000000 is not local (keyRing.policy.require)",
 		}},
-		{"extractable", config.KeyPolicy{Require: all[1:2]}, []kek.Info{key("a", kek.Retired, day, kek.Attributes{Extractable: is(true)})},
+		{"extractable", config.KeyPolicy{Require: all[1:2]}, []kek.Info{key("a", kek.Retired, day, kek.Attributes{Extractable: new(true)})},
 			[]string{"attributes: key r/61/000000 is not non-extractable (keyRing.policy.require)"}},
 		{"a token that does not tell", config.KeyPolicy{Require: all[:2]}, []kek.Info{key("a", kek.Pending, -day, silent)},
 			[]string{"attributes: key r/61/000000 is required to be non-extractable (keyRing.policy.require), which the token does not tell"}},

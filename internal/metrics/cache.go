@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"kekd/internal/kek"
 )
 
 type cacheMetrics struct {
@@ -67,7 +69,7 @@ func (m *Metrics) CacheEviction(reason string) {
 func (m *Metrics) Opened(keyID string) {
 	c, ok := m.cache.opened.Load(keyID)
 	if !ok {
-		c, _ = m.cache.opened.LoadOrStore(keyID, m.cache.decrypts.WithLabelValues(KeyIDHash(keyID)))
+		c, _ = m.cache.opened.LoadOrStore(keyID, m.cache.decrypts.WithLabelValues(kek.KeyIDHash(keyID)))
 	}
 	c.(prometheus.Counter).Inc()
 }

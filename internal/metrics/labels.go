@@ -1,10 +1,6 @@
 package metrics
 
-import (
-	"crypto/sha256"
-	"encoding/hex"
-	"slices"
-)
+import "slices"
 
 // other stands for a label's value that is not on its list.
 const other = "other"
@@ -29,12 +25,6 @@ func closed(value string, allowed []string) string {
 		return value
 	}
 	return other
-}
-
-// KeyIDHash spells a key_id as kube-apiserver's metrics do.
-func KeyIDHash(keyID string) string {
-	sum := sha256.Sum256([]byte(keyID))
-	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
 // resultOf is the label of something that either worked or did not.

@@ -89,7 +89,7 @@ func expect(t *testing.T, m *Metrics, name string, want ...string) {
 
 func TestValues(t *testing.T) {
 	m := exercised()
-	hash := KeyIDHash("r/00/000000")
+	hash := kek.KeyIDHash("r/00/000000")
 	expect(t, m, "kekd_build_info", "{go_version=go1.26,revision=abc,version=v1} 1")
 	expect(t, m, "kekd_grpc_requests_total",
 		"{code=OK,method=Decrypt} 0", "{code=OK,method=Encrypt} 1", "{code=OK,method=Status} 0", "{code=Unavailable,method=Decrypt} 1")
@@ -152,7 +152,7 @@ func TestRing(t *testing.T) {
 		expect(t, m, name) // nothing before the first reading
 	}
 	info := func(id kek.ID, state string) string {
-		return "{key_id_hash=" + KeyIDHash(kek.KeyID("r", id, kek.CheckValue{})) + ",state=" + state + "} 1"
+		return "{key_id_hash=" + kek.KeyIDHash(kek.KeyID("r", id, kek.CheckValue{})) + ",state=" + state + "} 1"
 	}
 	m.SetRing(testRing())
 	expect(t, m, "kekd_key_info", sorted(info("a", "retired"), info("b", "primary"), info("c", "pending"),
@@ -204,14 +204,6 @@ func TestLabelsAreClosed(t *testing.T) {
 	expect(t, m, "kekd_hsm_worker_restarts_total", "{reason=died} 0", "{reason=other} 3")
 }
 
-// The spelling of kube-apiserver's key_id_hash labels.
-func TestKeyIDHash(t *testing.T) {
-	const want = "sha256:9834876dcfb05cb167a5c24953eba58c4ac89b1adf57f28f2f9d09af107ee8f0"
-	if got := KeyIDHash("aaa"); got != want {
-		t.Errorf("KeyIDHash = %s, want %s", got, want)
-	}
-}
-
 func TestLint(t *testing.T) {
 	m := exercised()
 	var names []string
@@ -254,7 +246,7 @@ func TestConcurrentUse(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	expect(t, m, "kekd_decrypts_total", "{key_id_hash="+KeyIDHash("r/00/000000")+"} 202")
+	expect(t, m, "kekd_decrypts_total", "{key_id_hash="+kek.KeyIDHash("r/00/000000")+"} 202")
 }
 
 func BenchmarkRequest(b *testing.B) {

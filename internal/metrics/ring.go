@@ -64,7 +64,7 @@ func (c *ringCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, k := range reading.ring.Keys {
 		// Two objects on the token may have one id by an operator's accident. One
 		// series twice would fail the whole scrape.
-		hash := KeyIDHash(k.KeyID())
+		hash := kek.KeyIDHash(k.KeyID())
 		if seen[hash] {
 			continue
 		}

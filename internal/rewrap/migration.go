@@ -56,7 +56,7 @@ func (r *run) migrateAll(ctx context.Context) error {
 		m, err := r.create(ctx, resource)
 		if err == nil {
 			running = append(running, m)
-		} else if err := r.settle(resource, fmt.Sprintf("no migration could be created: %v", err)); err != nil {
+		} else if err := r.settle(resource, "no migration could be created: "+clean(err.Error())); err != nil {
 			return err
 		}
 	}
@@ -150,7 +150,7 @@ func (r *run) watch(ctx context.Context, m *migration, now time.Time) (done bool
 	case err != nil && now.Sub(m.seen) < migrationBlind:
 		return false, ""
 	case err != nil:
-		return true, fmt.Sprintf("the migration cannot be watched: %v", err)
+		return true, "the migration cannot be watched: " + clean(err.Error())
 	}
 	m.seen = now
 	running := meta.FindStatusCondition(object.Status.Conditions, string(storagemigrationv1.MigrationRunning))
@@ -166,7 +166,7 @@ func (r *run) watch(ctx context.Context, m *migration, now time.Time) (done bool
 	}
 	switch {
 	case running != nil:
-		m.state = running.Message
+		m.state = clean(running.Message)
 		return false, ""
 	case now.Sub(m.begun) < migrationPickup:
 		m.state = "waiting for kube-controller-manager"
@@ -187,7 +187,7 @@ func outcome(m *storagemigrationv1.StorageVersionMigration) (ended bool, problem
 	}
 	failed := meta.FindStatusCondition(m.Status.Conditions, string(storagemigrationv1.MigrationFailed))
 	if failed != nil && failed.Status == metav1.ConditionTrue {
-		return true, "the migration failed: " + failed.Message
+		return true, "the migration failed: " + clean(failed.Message)
 	}
 	return false, ""
 }

@@ -10,6 +10,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"unicode"
 
 	"golang.org/x/time/rate"
 	"k8s.io/client-go/kubernetes"
@@ -222,4 +224,19 @@ func (r *run) reason(o inventory.Object, resource *Resource, rest string) string
 		return "its key in etcd is not that of an object of the API"
 	}
 	return rest
+}
+
+// maxText cuts what others have to say, in bytes.
+const maxText = 500
+
+// clean makes one line that is fit to print of what a server, or a webhook behind
+// it, has to say.
+func clean(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if unicode.IsGraphic(r) {
+			return r
+		}
+		return ' '
+	}, text[:min(len(text), maxText)])
+	return strings.Join(strings.Fields(text), " ")
 }

@@ -85,9 +85,9 @@ func (r *run) update(ctx context.Context, o object) (problem string, transient b
 		case err == nil:
 			return "", false, nil
 		case !passing(err):
-			return err.Error(), false, nil
+			return clean(err.Error()), false, nil
 		case try == tries:
-			return fmt.Sprintf("%v (tried %d times)", err, tries), true, nil
+			return fmt.Sprintf("%s (tried %d times)", clean(err.Error()), tries), true, nil
 		}
 		if seconds, ok := apierrors.SuggestsClientDelay(err); ok {
 			pause = min(time.Duration(seconds)*time.Second, maxPause)

@@ -96,6 +96,9 @@ func TestUpdateRefused(t *testing.T) {
 		}, false, 2, time.Second, ""},
 		{"trouble that stays", func(int) error { return internal }, false, 5, 15 * time.Second,
 			"Internal error occurred: the webhook is away (tried 5 times)"},
+		{"a webhook that would write on the terminal", func(int) error {
+			return apierrors.NewBadRequest("no\x1b[2J\nkekctl: all is well \xff")
+		}, false, 1, 0, "no [2J kekctl: all is well \ufffd"},
 		{"forbidden", func(int) error {
 			return apierrors.NewForbidden(secrets, "a", errors.New("not you"))
 		}, false, 1, 0, `secrets "a" is forbidden: not you`},
