@@ -412,7 +412,7 @@ func (r *rotator) rewrapStep(ctx context.Context) (rewrap.Result, error) {
 	r.step(6, "rewrap", "%d of %d objects re-encrypted", result.Found-result.Left, result.Found)
 	if result.Left > 0 {
 		for _, o := range result.Objects {
-			r.step(7, "inventory", "%s: %s", plain(o.Key), plain(o.Reason))
+			r.step(7, "inventory", "%s: %s", plain(o.Key), o.Reason)
 		}
 		return result, codeError{exitFailed, fmt.Sprintf("%d objects are not under the primary; the old key must stay. Mend them and run kekctl rotate again", result.Left)}
 	}

@@ -14,7 +14,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 
 	"kekd/e2e/internal/harness"
 )
@@ -91,15 +90,7 @@ func newCluster(t *testing.T) *cluster {
 		t.Fatalf("make the etcd client: %v", err)
 	}
 	t.Cleanup(func() { _ = c.etcd.Close() })
-	c.kube, err = kubernetes.NewForConfig(&rest.Config{
-		Host: c.apiserver.URL,
-		TLSClientConfig: rest.TLSClientConfig{
-			CAFile:   c.apiserver.CAFile,
-			CertFile: c.apiserver.CertFile,
-			KeyFile:  c.apiserver.KeyFile,
-		},
-		QPS: -1, // the tests' own concurrency is the limit
-	})
+	c.kube, err = kubernetes.NewForConfig(c.apiserver.RESTConfig())
 	if err != nil {
 		t.Fatalf("make the Kubernetes client: %v", err)
 	}

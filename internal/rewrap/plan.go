@@ -71,10 +71,13 @@ func (c *Config) plan(ctx context.Context, report *inventory.Report) (*Plan, err
 	if c.Method == Migration && !api.migrates {
 		return nil, errors.New("--method: the cluster does not serve StorageVersionMigration (storagemigration.k8s.io/v1); use update")
 	}
+	for _, name := range c.Resources {
+		if _, served := api.find(name); !served {
+			return nil, fmt.Errorf("--resource: no API serves %q; name resources as kekctl inventory does", name)
+		}
+	}
 	p := new(Plan)
-	missing := slices.Clone(c.Resources)
 	for _, found := range report.Resources {
-		missing = slices.DeleteFunc(missing, func(name string) bool { return name == found.Resource })
 		r := Resource{Name: found.Resource, Objects: found.Objects}
 		asked, ours, others := slices.Contains(c.Resources, r.Name), false, false
 		for _, count := range found.Counts {
@@ -99,9 +102,6 @@ func (c *Config) plan(ctx context.Context, report *inventory.Report) (*Plan, err
 		case others:
 			p.Untouched = append(p.Untouched, r.Name)
 		}
-	}
-	if len(missing) > 0 {
-		return nil, fmt.Errorf("--resource: etcd holds no object of %q; name resources as kekctl inventory does", missing)
 	}
 	slices.Sort(p.Providers)
 	p.Providers = slices.Compact(p.Providers)

@@ -33,8 +33,11 @@ func TestPlan(t *testing.T) {
 		{"with one more", Update, true, []string{"deployments"}, []chosen{
 			{"deployments", 1, 1, Update, ""}, {"events", 1, 1, Update, ""}, {"ranges", 1, 1, "", "no API serves it; of its own records kube-apiserver writes some anew within minutes"}, {"secrets", 3, 2, Update, ""},
 		}, ""},
+		{"with one that has no objects", Update, true, []string{"namespaces"}, []chosen{
+			{"events", 1, 1, Update, ""}, {"ranges", 1, 1, "", "no API serves it; of its own records kube-apiserver writes some anew within minutes"}, {"secrets", 3, 2, Update, ""},
+		}, ""},
 		{"with one that is not there", Auto, true, []string{"deployments", "widgets"}, nil,
-			`--resource: etcd holds no object of ["widgets"]; name resources as kekctl inventory does`},
+			`--resource: no API serves "widgets"; name resources as kekctl inventory does`},
 		{"migrations that are not served", Migration, false, nil, nil, noMigrations},
 	}
 	for _, tt := range tests {

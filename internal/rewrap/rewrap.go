@@ -204,10 +204,13 @@ func (r *run) look(ctx context.Context, rest string) ([]object, error) {
 		}
 		return nil
 	})
-	if err != nil && !errors.Is(err, errFull) {
+	switch {
+	case errors.Is(err, errFull): // and so the count is not whole
+	case err != nil:
 		return nil, err
+	default:
+		r.result.Left, r.result.Objects = left+int64(len(objects)), listed
 	}
-	r.result.Left, r.result.Objects = left+int64(len(objects)), listed
 	return objects, nil
 }
 

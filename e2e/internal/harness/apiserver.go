@@ -2,13 +2,15 @@ package harness
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"net/http"
-	"os"
+	"path/filepath"
 	"testing"
 	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
 const (
@@ -23,9 +25,9 @@ const (
 type APIServer struct {
 	// URL is https on loopback.
 	URL string
-	// CAFile, CertFile and KeyFile are for a client of the group system:masters.
-	CAFile, CertFile, KeyFile string
 
+	etcd    *Etcd
+	certs   certificates
 	service *service
 	client  *http.Client
 }
@@ -34,14 +36,20 @@ type APIServer struct {
 // and does not start it.
 func NewAPIServer(tb testing.TB, etcd *Etcd, encryptionConfig string) *APIServer {
 	tb.Helper()
+	return newAPIServer(tb, etcd, newCertificates(tb), encryptionConfig)
+}
+
+// Sibling configures another server of the same cluster: on the same store, and
+// with the same certificates and service account keys. It does not start it.
+func (a *APIServer) Sibling(tb testing.TB, encryptionConfig string) *APIServer {
+	tb.Helper()
+	return newAPIServer(tb, a.etcd, a.certs, encryptionConfig)
+}
+
+func newAPIServer(tb testing.TB, etcd *Etcd, certs certificates, encryptionConfig string) *APIServer {
+	tb.Helper()
 	address := freeAddresses(tb, 1)[0]
-	certs := newCertificates(tb)
-	a := &APIServer{
-		URL:      "https://" + address,
-		CAFile:   certs.caFile,
-		CertFile: certs.adminCert,
-		KeyFile:  certs.adminKey,
-	}
+	a := &APIServer{URL: "https://" + address, etcd: etcd, certs: certs}
 	a.service = newService(tb, "kube-apiserver", kubeBinary(tb, "kube-apiserver"), []string{
 		"--bind-address=" + loopback,
 		"--secure-port=" + port(tb, address),
@@ -108,6 +116,33 @@ func (a *APIServer) Get(ctx context.Context, path string) (status int, body stri
 	return get(ctx, a.client, a.URL+path)
 }
 
+// RESTConfig is for clients of the group system:masters. It has no rate limit: the
+// tests' own concurrency is one.
+func (a *APIServer) RESTConfig() *rest.Config {
+	return &rest.Config{
+		Host:            a.URL,
+		TLSClientConfig: rest.TLSClientConfig{CAFile: a.certs.caFile, CertFile: a.certs.adminCert, KeyFile: a.certs.adminKey},
+		QPS:             -1,
+	}
+}
+
+// Kubeconfig writes a kubeconfig file for a client of the group system:masters and
+// returns its path.
+func (a *APIServer) Kubeconfig(tb testing.TB) string {
+	tb.Helper()
+	const name = "e2e"
+	config := clientcmdapi.NewConfig()
+	config.Clusters[name] = &clientcmdapi.Cluster{Server: a.URL, CertificateAuthority: a.certs.caFile}
+	config.AuthInfos[name] = &clientcmdapi.AuthInfo{ClientCertificate: a.certs.adminCert, ClientKey: a.certs.adminKey}
+	config.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name}
+	config.CurrentContext = name
+	path := filepath.Join(shortDir(tb), "kubeconfig")
+	if err := clientcmd.WriteToFile(*config, path); err != nil {
+		tb.Fatalf("write the kubeconfig: %v", err)
+	}
+	return path
+}
+
 // WaitStatus waits until a path answers with the status and returns how long
 // that took.
 func (a *APIServer) WaitStatus(tb testing.TB, path string, want int, within time.Duration) time.Duration {
@@ -135,25 +170,14 @@ func (a *APIServer) Metrics(tb testing.TB) Metrics {
 	return m
 }
 
+// newClient is the client of the harness itself, which no limit slows down.
 func (a *APIServer) newClient(tb testing.TB) *http.Client {
 	tb.Helper()
-	cert, err := tls.LoadX509KeyPair(a.CertFile, a.KeyFile)
+	config, err := rest.TLSConfigFor(a.RESTConfig())
 	if err != nil {
-		tb.Fatalf("load the client certificate: %v", err)
+		tb.Fatalf("load the client's certificates: %v", err)
 	}
-	ca, err := os.ReadFile(a.CAFile)
-	if err != nil {
-		tb.Fatalf("load the authority's certificate: %v", err)
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(ca) {
-		tb.Fatal("load the authority's certificate: no certificate in it")
-	}
-	transport := &http.Transport{TLSClientConfig: &tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		RootCAs:      roots,
-		Certificates: []tls.Certificate{cert},
-	}}
+	transport := &http.Transport{TLSClientConfig: config}
 	tb.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport}
 }

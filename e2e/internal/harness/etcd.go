@@ -13,6 +13,8 @@ import (
 type Etcd struct {
 	// Endpoint is the URL for clients.
 	Endpoint string
+	// CAFile, CertFile and KeyFile are for clients; empty without TLS.
+	CAFile, CertFile, KeyFile string
 
 	service *service
 }
@@ -20,27 +22,47 @@ type Etcd struct {
 // StartEtcd starts an empty store and waits until it serves.
 func StartEtcd(tb testing.TB) *Etcd {
 	tb.Helper()
-	addresses := freeAddresses(tb, 2)
-	client, peer := "http://"+addresses[0], "http://"+addresses[1]
+	return startEtcd(tb, "http://")
+}
+
+// StartSecureEtcd is StartEtcd with TLS and client certificates, as kubeadm sets
+// etcd up.
+func StartSecureEtcd(tb testing.TB) *Etcd {
+	tb.Helper()
+	certs := newCertificates(tb)
+	e := startEtcd(tb, "https://",
+		"--cert-file="+certs.serverCert,
+		"--key-file="+certs.serverKey,
+		"--trusted-ca-file="+certs.caFile,
+		"--client-cert-auth")
+	e.CAFile, e.CertFile, e.KeyFile = certs.caFile, certs.adminCert, certs.adminKey
+	return e
+}
+
+func startEtcd(tb testing.TB, scheme string, args ...string) *Etcd {
+	tb.Helper()
+	addresses := freeAddresses(tb, 3)
+	client, peer, health := scheme+addresses[0], "http://"+addresses[1], "http://"+addresses[2]
 	e := &Etcd{Endpoint: client}
-	e.service = newService(tb, "etcd", kubeBinary(tb, "etcd"), []string{
+	e.service = newService(tb, "etcd", kubeBinary(tb, "etcd"), append(args,
 		"--name=e2e",
-		"--data-dir=" + filepath.Join(shortDir(tb), "data"),
-		"--listen-client-urls=" + client,
-		"--advertise-client-urls=" + client,
-		"--listen-peer-urls=" + peer,
-		"--initial-advertise-peer-urls=" + peer,
-		"--initial-cluster=e2e=" + peer,
+		"--data-dir="+filepath.Join(shortDir(tb), "data"),
+		"--listen-client-urls="+client,
+		"--advertise-client-urls="+client,
+		"--listen-metrics-urls="+health,
+		"--listen-peer-urls="+peer,
+		"--initial-advertise-peer-urls="+peer,
+		"--initial-cluster=e2e="+peer,
 		"--log-level=warn",
 		// The data lives as long as the test: no power cut can matter.
 		"--unsafe-no-fsync",
-	}, nil)
+	), nil)
 	e.service.start(tb)
 	Eventually(tb, 30*time.Second, "etcd serves", func(ctx context.Context) error {
 		if err := e.service.alive(); err != nil {
 			return err
 		}
-		status, body, err := get(ctx, http.DefaultClient, client+"/health")
+		status, body, err := get(ctx, http.DefaultClient, health+"/health")
 		if err == nil && status != http.StatusOK {
 			err = fmt.Errorf("/health of etcd: %d %s", status, body)
 		}

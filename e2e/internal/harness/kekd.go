@@ -3,11 +3,13 @@ package harness
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"text/template"
@@ -30,17 +32,18 @@ type KekdOptions struct {
 	OutageGrace   time.Duration // health.outageGrace, default 10m
 }
 
-// Kekd is a daemon with a token and a KEK of its own ring.
+// Kekd is a daemon on a token. Several on one token are the nodes of a cluster.
 type Kekd struct {
 	// Socket is the path of the KMS v2 socket. It stays over restarts.
 	Socket string
+	// URL is the HTTP endpoint, without a path. It stays over restarts.
+	URL string
 	// Token is the HSM.
 	Token *Token
 	// Ring is the ring's label.
 	Ring string
 
 	config  string
-	address string // of the HTTP endpoint
 	service *service
 }
 
@@ -78,13 +81,22 @@ log:
 // start it.
 func NewKekd(tb testing.TB, token *Token, options KekdOptions) *Kekd {
 	tb.Helper()
+	k := NewSibling(tb, token, options)
+	k.CreateKey(tb, 0)
+	return k
+}
+
+// NewSibling configures another daemon on the ring of a token that has KEKs
+// already, as another node of the cluster, and does not start it.
+func NewSibling(tb testing.TB, token *Token, options KekdOptions) *Kekd {
+	tb.Helper()
 	dir := shortDir(tb)
 	k := &Kekd{
-		Socket:  filepath.Join(dir, "run", "kekd.sock"),
-		Token:   token,
-		Ring:    "k8s-kek",
-		config:  filepath.Join(dir, "kekd.yaml"),
-		address: freeAddresses(tb, 1)[0],
+		Socket: filepath.Join(dir, "run", "kekd.sock"),
+		URL:    "http://" + freeAddresses(tb, 1)[0],
+		Token:  token,
+		Ring:   "k8s-kek",
+		config: filepath.Join(dir, "kekd.yaml"),
 	}
 	for _, sub := range []string{"run", "state"} {
 		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
@@ -98,8 +110,17 @@ func NewKekd(tb testing.TB, token *Token, options KekdOptions) *Kekd {
 			tb.Error("the log of kekd holds the PIN")
 		}
 	})
-	k.CreateKey(tb, 0)
 	return k
+}
+
+// SetClock sets how far the daemon's clock is ahead of the machine's; it takes
+// effect with the next start. Only a binary of its own can have a wrong clock.
+func (k *Kekd) SetClock(tb testing.TB, ahead time.Duration) {
+	tb.Helper()
+	k.service.path, k.service.env = KekdBinary(tb), nil
+	if ahead != 0 {
+		k.service.path, k.service.env = clockBinary(tb), []string{"KEKD_E2E_CLOCK_OFFSET=" + ahead.String()}
+	}
 }
 
 // CreateKey creates a KEK on the ring, which becomes the primary after a time of
@@ -121,7 +142,7 @@ func (k *Kekd) Configure(tb testing.TB, options KekdOptions) {
 	if err := kekdConfig.Execute(&text, map[string]any{
 		"Socket":     k.Socket,
 		"UID":        os.Getuid(),
-		"Address":    k.address,
+		"Address":    strings.TrimPrefix(k.URL, "http://"),
 		"StateDir":   filepath.Join(filepath.Dir(k.config), "state"),
 		"Token":      k.Token,
 		"Ring":       k.Ring,
@@ -195,7 +216,7 @@ func (k *Kekd) Ready(ctx context.Context) error {
 	if err := k.service.alive(); err != nil {
 		return err
 	}
-	status, body, err := get(ctx, http.DefaultClient, k.url("/readyz"))
+	status, body, err := get(ctx, http.DefaultClient, k.URL+"/readyz")
 	if err != nil {
 		return err
 	}
@@ -220,7 +241,7 @@ func (k *Kekd) WaitUnready(tb testing.TB, within time.Duration) string {
 		if err := k.service.alive(); err != nil {
 			return err
 		}
-		status, body, err := get(ctx, http.DefaultClient, k.url("/readyz"))
+		status, body, err := get(ctx, http.DefaultClient, k.URL+"/readyz")
 		if err != nil {
 			return err
 		}
@@ -231,6 +252,46 @@ func (k *Kekd) WaitUnready(tb testing.TB, within time.Duration) string {
 		return nil
 	})
 	return reason
+}
+
+// KekdStatus is the part of the daemon's /status that tests look at.
+type KekdStatus struct {
+	// RingProblem is why the last look at the ring found no key to use.
+	RingProblem string
+	KeyRing     struct {
+		Keys []struct {
+			KeyID, State string
+			Proven       bool
+		}
+	}
+}
+
+// Status reads the daemon's /status.
+func (k *Kekd) Status(ctx context.Context) (KekdStatus, error) {
+	code, body, err := get(ctx, http.DefaultClient, k.URL+"/status")
+	if err == nil && code != http.StatusOK {
+		err = fmt.Errorf("/status of kekd: %d %s", code, body)
+	}
+	if err != nil {
+		return KekdStatus{}, err
+	}
+	var s KekdStatus
+	err = json.Unmarshal([]byte(body), &s)
+	return s, err
+}
+
+// State is the state of a key as the daemon knows it: "unproven" for a pending key
+// that it has not proven yet, "gone" for one that its ring lacks.
+func (s KekdStatus) State(keyID string) string {
+	for _, k := range s.KeyRing.Keys {
+		switch {
+		case k.KeyID == keyID && k.State == "pending" && !k.Proven:
+			return "unproven"
+		case k.KeyID == keyID:
+			return k.State
+		}
+	}
+	return "gone"
 }
 
 // LogLines counts what the daemon has logged so far, over all its starts.
@@ -246,14 +307,12 @@ func (k *Kekd) LogLines(tb testing.TB) int {
 // Metrics reads the daemon's metrics.
 func (k *Kekd) Metrics(tb testing.TB) Metrics {
 	tb.Helper()
-	m, err := scrape(tb.Context(), http.DefaultClient, k.url("/metrics"))
+	m, err := scrape(tb.Context(), http.DefaultClient, k.URL+"/metrics")
 	if err != nil {
 		tb.Fatalf("read the metrics of kekd: %v", err)
 	}
 	return m
 }
-
-func (k *Kekd) url(path string) string { return "http://" + k.address + path }
 
 // get returns the status and the body, cut to 64 KiB, of a GET request.
 func get(ctx context.Context, client *http.Client, url string) (status int, body string, err error) {

@@ -43,13 +43,19 @@ func KekdBinary(tb testing.TB) string {
 	return program(tb, "KEKD_BIN", "bin/kekd", "run `make build`")
 }
 
+// clockBinary returns the path of a kekd whose clock the environment can set.
+func clockBinary(tb testing.TB) string {
+	tb.Helper()
+	return program(tb, "KEKD_CLOCK_BIN", "bin/e2e/kekd-clock", "run `make e2e`")
+}
+
 // KekctlBinary returns the path of kekctl.
 func KekctlBinary(tb testing.TB) string {
 	tb.Helper()
 	return program(tb, "KEKCTL_BIN", "bin/kekctl", "run `make build`")
 }
 
-// kubeBinary returns the path of etcd or kube-apiserver.
+// kubeBinary returns the path of a program that e2e/kube/build.sh builds.
 func kubeBinary(tb testing.TB, name string) string {
 	tb.Helper()
 	dir := os.Getenv("KEKD_KUBE_BIN")

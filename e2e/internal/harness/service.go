@@ -22,13 +22,14 @@ const (
 )
 
 // service is a program that a test starts and stops, several times perhaps. All
-// its output goes to one file.
+// its output goes to one file, unless stdout has one of its own.
 type service struct {
-	name string
-	path string
-	args []string
-	env  []string // added to the test's own environment
-	log  string
+	name   string
+	path   string
+	args   []string
+	env    []string // added to the test's own environment
+	log    string
+	stdout string // a file; empty for the log
 
 	run *run // the newest run, nil before the first
 }
@@ -76,16 +77,18 @@ func (s *service) start(tb testing.TB) {
 	if s.running() {
 		tb.Fatalf("start %s: it runs already, pid %d", s.name, s.run.pid)
 	}
-	out, err := os.OpenFile(s.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		tb.Fatalf("open the log of %s: %v", s.name, err)
-	}
-	defer func() { _ = out.Close() }()
-	_, _ = fmt.Fprintf(out, "--- start of %s at %s\n", s.name, time.Now().Format(time.RFC3339Nano))
+	log := appendTo(tb, s.log)
+	defer func() { _ = log.Close() }()
+	_, _ = fmt.Fprintf(log, "--- start of %s at %s\n", s.name, time.Now().Format(time.RFC3339Nano))
 
 	cmd := exec.Command(s.path, s.args...) //nolint:gosec // G204: running programs is its job
 	cmd.Env = append(os.Environ(), s.env...)
-	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Stdout, cmd.Stderr = log, log
+	if s.stdout != "" {
+		out := appendTo(tb, s.stdout)
+		defer func() { _ = out.Close() }()
+		cmd.Stdout = out
+	}
 	// Its own group, so that what it starts can be found and ended with it.
 	// Pdeathsig covers the test binary's own death, a timeout's panic included.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -113,6 +116,16 @@ func (s *service) start(tb testing.TB) {
 		tb.Fatalf("start %s: %v", s.name, err)
 	}
 	s.run = r
+}
+
+// appendTo opens a file to write at its end.
+func appendTo(tb testing.TB, path string) *os.File {
+	tb.Helper()
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600) //nolint:gosec // G304: a file that the harness made
+	if err != nil {
+		tb.Fatalf("open the output of a program: %v", err)
+	}
+	return f
 }
 
 // running tells whether the program was started and has not ended. Its children

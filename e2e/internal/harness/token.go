@@ -43,11 +43,27 @@ func NewToken(tb testing.TB) *Token {
 	if err := os.Mkdir(t.store, 0o700); err != nil {
 		tb.Fatalf("make the token directory: %v", err)
 	}
-	writeFile(tb, t.Conf, fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\n", t.store))
+	t.writeConf(tb)
 	writeFile(tb, t.PINFile, t.pin)
 	command(tb, t.env(), util, "--init-token", "--free", "--module", t.Module,
 		"--label", t.Label, "--pin", t.pin, "--so-pin", randomHex(8))
 	return t
+}
+
+// View returns the same token as another node sees it: with a configuration of its
+// own and a link to the token's files, so that it can be taken away from that
+// node alone.
+func (t *Token) View(tb testing.TB) *Token {
+	tb.Helper()
+	dir := shortDir(tb)
+	v := *t
+	v.Conf = filepath.Join(dir, "softhsm2.conf")
+	v.store = filepath.Join(dir, "tokens")
+	if err := os.Symlink(t.store, v.store); err != nil {
+		tb.Fatalf("link the token directory: %v", err)
+	}
+	v.writeConf(tb)
+	return &v
 }
 
 // TakeAway moves the token's files out of SoftHSM's sight, as if the HSM had
@@ -80,6 +96,12 @@ func (t *Token) rename(tb testing.TB, from, to string) {
 	if err := os.Rename(from, to); err != nil {
 		tb.Fatalf("move the token directory: %v", err)
 	}
+}
+
+// writeConf writes SoftHSM's configuration.
+func (t *Token) writeConf(tb testing.TB) {
+	tb.Helper()
+	writeFile(tb, t.Conf, fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\n", t.store))
 }
 
 func (t *Token) env() []string { return []string{"SOFTHSM2_CONF=" + t.Conf} }
