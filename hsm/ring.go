@@ -182,16 +182,22 @@ func BuildRing(label string, keys []kek.Info, o RingOptions) (*kek.Ring, error) 
 	}
 	k := &keys[newest]
 	switch {
-	case backwards(k.ID, o.Published):
+	case isOwn(k.ID) && k.ID.Compare(o.Published.Last) < 0:
 		return ring, fmt.Errorf("%w: the last primary %s is gone, and %s is older; a new key must be created", kek.ErrRevoked, o.Published.Last, k.ID)
+	case k.ID != o.Published.Last && slices.Contains(o.Published.Before, k.ID):
+		return ring, fmt.Errorf("%w: the key %s was the primary before %s and cannot be it again; a new key must be created", kek.ErrRevoked, k.ID, o.Published.Last)
 	case k.State == kek.Disabled || k.State == kek.Scheduled:
-		return ring, fmt.Errorf("%w: the newest key %s is %s; the ring does not fall back to an older one", kek.ErrRevoked, k.ID, k.State)
+		return ring, fmt.Errorf("%w: the newest key %s is %s; the ring does not fall back to an older one, so a new key must be created", kek.ErrRevoked, k.ID, k.State)
 	case o.Published.swapped(*k):
 		return ring, fmt.Errorf("%w: another key stands under the id %s: its check value is %s and was %s", kek.ErrRevoked, k.ID, k.CheckValue, o.Published.CheckValue)
 	case k.Attributes.Encrypt != nil && !*k.Attributes.Encrypt:
 		return ring, fmt.Errorf("%w: the key %s has CKA_ENCRYPT=false", kek.ErrRefused, k.ID)
 	}
 	k.State = kek.Primary
+	if k.ID == o.Published.Last && k.CheckValue == (kek.CheckValue{}) {
+		// The token can't compute it any more, and the key_id must not change by that.
+		k.CheckValue = o.Published.CheckValue
+	}
 	return ring, nil
 }
 
@@ -228,7 +234,17 @@ func newestActivated(keys []kek.Info, o RingOptions) (int, error) {
 			return i, nil
 		}
 	}
-	// Only keys of other tools are left. Nothing orders them.
+	// Only keys of other tools are left. Nothing orders them, so none takes the
+	// place of the last primary unless the configuration says so.
+	if isOwn(o.Primary) {
+		o.Primary = "" // keys of our own order themselves
+	}
+	if last := o.Published.Last; isOwn(last) || last != "" && (o.Primary == "" || o.Primary == last) {
+		i := slices.IndexFunc(keys, func(k kek.Info) bool { return k.ID == last })
+		if i < 0 || keys[i].State != 0 {
+			return i, nil
+		}
+	}
 	var foreign []int
 	for i, k := range keys {
 		if isOwn(k.ID) {
@@ -242,7 +258,7 @@ func newestActivated(keys []kek.Info, o RingOptions) (int, error) {
 		}
 	}
 	switch {
-	case o.Primary != "" && !isOwn(o.Primary) && len(keys) > 0:
+	case o.Primary != "" && len(keys) > 0:
 		return -1, fmt.Errorf("%w: keyRing.primary names %s, which is not in the ring; it has %s", kek.ErrAmbiguous, o.Primary, list(keys))
 	case len(foreign) == 0:
 		return lastForeign(keys), nil
@@ -263,20 +279,12 @@ func lastForeign(keys []kek.Info) int {
 	return -1
 }
 
-// backwards reports whether making id primary would bring back what was before.
-func backwards(id kek.ID, p Published) bool {
-	switch {
-	case p.Last == "" || id == p.Last:
-		return false
-	case isOwn(id) || isOwn(p.Last):
-		return id.Compare(p.Last) < 0
-	}
-	return slices.Contains(p.Before, id)
-}
-
 func noPrimary(keys []kek.Info, p Published) error {
-	if p.Last != "" {
+	switch {
+	case isOwn(p.Last):
 		return fmt.Errorf("%w: the last primary %s is gone", kek.ErrRevoked, p.Last)
+	case p.Last != "":
+		return fmt.Errorf("%w: the last primary %s is gone; create a new key with kekctl key create, or name another by keyRing.primary", kek.ErrRevoked, p.Last)
 	}
 	for _, k := range keys {
 		if k.State == kek.Pending {

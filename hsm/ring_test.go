@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -208,7 +209,124 @@ func TestBuildRing(t *testing.T) {
 		},
 		"a foreign key named that was primary before": {
 			[]kek.Info{tokenKey(foreign), tokenKey(foreign2)}, options{primary: foreign, last: foreign2, before: []kek.ID{foreign}},
-			"retired retired", kek.ErrRevoked, "must be created",
+			"retired retired", kek.ErrRevoked, "01 was the primary before 02",
+		},
+
+		// No other key takes the place of the one that was published, clear or not.
+		"own key gone, several foreign ones left": {
+			[]kek.Info{tokenKey(foreign), tokenKey(foreign2)}, options{last: own(10, 0)}, "retired retired", kek.ErrRevoked, "is gone",
+		},
+		"own key gone, a named foreign one left": {
+			[]kek.Info{tokenKey(foreign), tokenKey(foreign2)}, options{last: own(10, 0), primary: foreign},
+			"retired retired", kek.ErrRevoked, "is gone",
+		},
+		"own key gone, a foreign and a pending own one left": {
+			[]kek.Info{tokenKey(foreign), tokenKey(own(200, 0))}, options{last: own(10, 0), before: []kek.ID{foreign}},
+			"retired pending", kek.ErrRevoked, "is gone",
+		},
+		"own key disabled, a foreign one there": {
+			[]kek.Info{tokenKey(foreign), tokenKey(own(10, 0), label("/disabled"))}, options{last: own(10, 0)},
+			"retired disabled", kek.ErrRevoked, "does not fall back",
+		},
+		"own key disabled, the named foreign one there": {
+			[]kek.Info{tokenKey(foreign), tokenKey(own(10, 0), label("/disabled"))}, options{primary: foreign},
+			"retired disabled", kek.ErrRevoked, "does not fall back",
+		},
+		"published foreign key disabled, another one there": {
+			[]kek.Info{tokenKey(foreign, label("/disabled")), tokenKey(foreign2)}, options{last: foreign},
+			"disabled retired", kek.ErrRevoked, "01 is disabled",
+		},
+		"published foreign key disabled, several others there": {
+			[]kek.Info{tokenKey(foreign, label("/disabled")), tokenKey(foreign2), tokenKey(foreign3)}, options{last: foreign},
+			"disabled retired retired", kek.ErrRevoked, "01 is disabled",
+		},
+		"published foreign key disabled, another one named": {
+			[]kek.Info{tokenKey(foreign, label("/disabled")), tokenKey(foreign2)}, options{last: foreign, primary: foreign2},
+			"disabled primary", nil, "",
+		},
+		"published foreign key gone, another one there": {
+			[]kek.Info{tokenKey(foreign2)}, options{last: foreign}, "retired", kek.ErrRevoked, "01 is gone; create a new key with kekctl key create, or name another by keyRing.primary",
+		},
+		"published foreign key gone, others there": {
+			[]kek.Info{tokenKey(foreign2), tokenKey(foreign3)}, options{last: foreign}, "retired retired", kek.ErrRevoked, "01 is gone",
+		},
+		"published foreign key gone, another one named": {
+			[]kek.Info{tokenKey(foreign2), tokenKey(foreign3)}, options{last: foreign, primary: foreign3}, "retired primary", nil, "",
+		},
+		"named and published foreign key gone, another one there": {
+			[]kek.Info{tokenKey(foreign2)}, options{last: foreign, primary: foreign}, "retired", kek.ErrRevoked, "01 is gone",
+		},
+		"named and published foreign key gone, an own one pending": {
+			[]kek.Info{tokenKey(own(200, 0))}, options{last: foreign, primary: foreign}, "pending", kek.ErrRevoked, "01 is gone",
+		},
+		"published foreign key among others, none named": {
+			[]kek.Info{tokenKey(foreign), tokenKey(foreign2)}, options{last: foreign}, "", kek.ErrAmbiguous, "name one by keyRing.primary",
+		},
+		"published foreign key beside a disabled one": {
+			[]kek.Info{tokenKey(foreign), tokenKey(foreign2, label("/disabled"))}, options{last: foreign}, "primary disabled", nil, "",
+		},
+		"all foreign keys disabled": {
+			[]kek.Info{tokenKey(foreign, label("/disabled")), tokenKey(foreign2, noDecrypt)}, options{}, "disabled disabled", kek.ErrRevoked, "disabled",
+		},
+
+		"a missing key named": {
+			[]kek.Info{tokenKey(foreign), tokenKey(foreign2)}, options{primary: foreign3}, "", kek.ErrAmbiguous, "keyRing.primary names 03, which is not in the ring; it has 01, 02",
+		},
+		"a missing key named, an own one active": {
+			[]kek.Info{tokenKey(foreign), tokenKey(own(10, 0))}, options{primary: foreign3}, "retired primary", nil, "",
+		},
+		"an own key named": {
+			[]kek.Info{tokenKey(own(10, 0)), tokenKey(own(20, 0))}, options{primary: own(10, 0)}, "retired primary", nil, "",
+		},
+		"a pending own key named, one foreign key": {
+			[]kek.Info{tokenKey(foreign), tokenKey(own(200, 0))}, options{primary: own(200, 0)}, "primary pending", nil, "",
+		},
+		"a pending own key named, several foreign keys": {
+			[]kek.Info{tokenKey(foreign), tokenKey(foreign2), tokenKey(own(200, 0))}, options{primary: own(200, 0)},
+			"", kek.ErrAmbiguous, "name one by keyRing.primary, or create one with kekctl key create",
+		},
+		"several foreign keys and the first own one pending": {
+			[]kek.Info{tokenKey(foreign), tokenKey(foreign2), tokenKey(own(200, 0))}, options{primary: foreign2, last: foreign2},
+			"retired primary pending", nil, "",
+		},
+		"several foreign keys and the first own one active": {
+			[]kek.Info{tokenKey(foreign), tokenKey(foreign2), tokenKey(own(100, 0))}, options{primary: foreign2, last: foreign2},
+			"retired retired primary", nil, "",
+		},
+		"a pending own key disabled, a foreign one published": {
+			[]kek.Info{tokenKey(foreign), tokenKey(own(200, 0), label("/disabled"))}, options{last: foreign}, "primary disabled", nil, "",
+		},
+		"a pending own key disabled, its time came": {
+			[]kek.Info{tokenKey(foreign), tokenKey(own(100, 0), label("/disabled"))}, options{last: foreign},
+			"retired disabled", kek.ErrRevoked, "does not fall back",
+		},
+
+		"cancelled at its time, on a node that switched": {
+			[]kek.Info{tokenKey(own(10, 0))}, options{last: own(100, 0), before: []kek.ID{own(10, 0)}}, "retired", kek.ErrRevoked, "must be created",
+		},
+		"cancelled at its time, on a node that did not": {
+			[]kek.Info{tokenKey(own(10, 0))}, options{last: own(10, 0)}, "primary", nil, "",
+		},
+		"same second, the later one published": {
+			[]kek.Info{tokenKey(own(10, 3)), tokenKey(own(10, 7))}, options{last: own(10, 7)}, "retired primary", nil, "",
+		},
+		"same second, the earlier one published": {
+			[]kek.Info{tokenKey(own(10, 3)), tokenKey(own(10, 7))}, options{last: own(10, 3)}, "retired primary", nil, "",
+		},
+		"same second, the later one disabled": {
+			[]kek.Info{tokenKey(own(10, 3)), tokenKey(own(10, 7), label("/disabled"))}, options{last: own(10, 3)},
+			"retired disabled", kek.ErrRevoked, "does not fall back",
+		},
+		"clock went backwards, another one of the published one's second": {
+			[]kek.Info{tokenKey(own(150, 3)), tokenKey(own(150, 7)), tokenKey(own(151, 0))}, options{last: own(150, 3)},
+			"retired primary pending", nil, "",
+		},
+		"clock went backwards, a newer one came for now": {
+			[]kek.Info{tokenKey(own(100, 0)), tokenKey(own(150, 0))}, options{last: own(150, 0)}, "retired primary", nil, "",
+		},
+		"clock went backwards, to before a foreign key's successor": {
+			[]kek.Info{tokenKey(foreign), tokenKey(own(150, 0))}, options{last: own(150, 0), before: []kek.ID{foreign}, primary: foreign},
+			"retired primary", nil, "",
 		},
 
 		"two keys of one id": {
@@ -303,6 +421,11 @@ func TestBuildRingProperties(t *testing.T) {
 			if !errors.Is(err, kek.ErrAmbiguous) {
 				t.Fatalf("no ring, but %v", err)
 			}
+			// A node goes on with what it has then, which must not be out of use.
+			last := find(keys, o.Published.Last)
+			if checkIDs(sorted(keys)) == nil && o.Published.Last != "" && o.Primary == "" && (last.ID == "" || last.State != 0) {
+				t.Fatalf("the last primary %s is out of use, but %v", o.Published.Last, err)
+			}
 			return
 		}
 		if len(ring.Keys) != len(keys) || ring.Label != ringLabel {
@@ -337,6 +460,10 @@ func TestBuildRingProperties(t *testing.T) {
 	})
 }
 
+func sorted(keys []kek.Info) []kek.Info {
+	return slices.SortedFunc(slices.Values(keys), func(a, b kek.Info) int { return a.ID.Compare(b.ID) })
+}
+
 func find(keys []kek.Info, id kek.ID) kek.Info {
 	for _, k := range keys {
 		if k.ID == id {
@@ -355,11 +482,12 @@ func checkPrimary(t *rapid.T, k kek.Info, ring *kek.Ring, o RingOptions) {
 			t.Fatalf("primary %s is older than the last one, %s", k.ID, o.Published.Last)
 		}
 	}
-	if k.ID != o.Published.Last {
-		for _, id := range o.Published.Before {
-			if id == k.ID && !isOwn(k.ID) {
-				t.Fatalf("foreign key %s is primary for a second time", k.ID)
-			}
+	if k.ID != o.Published.Last && !isOwn(k.ID) {
+		if slices.Contains(o.Published.Before, k.ID) {
+			t.Fatalf("foreign key %s is primary for a second time", k.ID)
+		}
+		if o.Published.Last != "" && o.Primary != k.ID {
+			t.Fatalf("foreign key %s took the place of %s, and nobody said so", k.ID, o.Published.Last)
 		}
 	}
 	for _, other := range ring.Keys {
@@ -452,8 +580,12 @@ func TestSwappedKeyIsRevoked(t *testing.T) {
 			if !errors.Is(err, c.want) || (err != nil) != (c.want != nil) {
 				t.Errorf("error %v, want %v", err, c.want)
 			}
-			if _, ok := ring.Primary(); ok != (c.want == nil) {
+			k, ok := ring.Primary()
+			if ok != (c.want == nil) {
 				t.Errorf("has a primary: %t", ok)
+			}
+			if ok && k.CheckValue != published.CheckValue {
+				t.Errorf("the key_id has become %s", k.KeyID())
 			}
 		})
 	}

@@ -6,7 +6,7 @@ import (
 )
 
 // pollPause is the pause between two questions to the nodes.
-const pollPause = 500 * time.Millisecond
+const pollPause = 250 * time.Millisecond
 
 // poll calls done again and again until it returns true, with a pause in between.
 // Its error is ctx's.

@@ -131,8 +131,9 @@ func (a *app) noteObjects(ctx context.Context, key kek.Info, etcd *etcdFlags) {
 // look at the ring when they are asked to, once a second at most.
 const successorGrace = 2 * time.Second
 
-// awaitSuccessor waits until every node that answers encrypts under the new key,
-// but no longer than a node may take to notice it by itself: the old key must go.
+// awaitSuccessor waits until every node that answers and sees the token encrypts
+// under the new key, but no longer than a node may take to notice it by itself: the
+// old key must go.
 func (a *app) awaitSuccessor(ctx context.Context, nodes []node, next kek.Info, refresh time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, max(refresh, successorGrace))
 	defer cancel()
@@ -143,7 +144,7 @@ func (a *app) awaitSuccessor(ctx context.Context, nodes []node, next kek.Info, r
 			delete(behind, r.node.name)
 			if r.err != nil || r.status.Health.KeyID != next.KeyID() {
 				behind[r.node.name] = r.trouble()
-				waiting = waiting || r.err == nil
+				waiting = waiting || r.err == nil && r.status.RingProblem == ""
 			}
 		}
 		return !waiting

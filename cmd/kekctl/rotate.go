@@ -87,6 +87,9 @@ type rotator struct {
 	key kek.Info
 	// created: by this rotation, which may cancel it again.
 	created bool
+	// resumed is when the rotation was begun that this run goes on with; zero for a
+	// new one.
+	resumed time.Time
 }
 
 // journeyName is the name under which an unfinished rotation is remembered.
@@ -208,9 +211,9 @@ func (r *rotator) keyStep(ctx context.Context) error {
 	}
 	if unfinished && hasPrimary {
 		// Whatever was begun ends with all objects under the primary.
-		r.key = primary
+		r.key, r.resumed = primary, begun.Begun
 		r.step(2, "key", "a rotation of %s is not finished; %s is the primary", begun.Begun.Format(time.RFC3339), primary.KeyID())
-		return r.remember()
+		return nil
 	}
 	if r.ifDue {
 		due, why := keypolicy.Due(ring, r.session.cfg.KeyRing.Policy, time.Now())
@@ -454,6 +457,9 @@ func (r *rotator) retireStep(ctx context.Context, result rewrap.Result) error {
 	}
 	if err := r.session.store.Remove(journeyName); err != nil {
 		return err
+	}
+	if !r.resumed.IsZero() {
+		r.note("This finished the rotation of %s; no new key was made. To rotate once more, run it again.", r.resumed.Format(time.RFC3339))
 	}
 	return r.print(out, func(w io.Writer) {
 		row(w, "primary", out.KeyID)

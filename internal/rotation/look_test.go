@@ -43,12 +43,12 @@ func TestLook(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		if n := len(w.looks); n != 3 {
+		if n := w.looked(); n != 3 {
 			t.Errorf("%d looks, want the first and two that were asked for", n)
 		}
 		// The looks at the usual times go on, counted from the last one.
 		pass(refresh)
-		if n := len(w.looks); n != 4 {
+		if n := w.looked(); n != 4 {
 			t.Errorf("%d looks, want 4", n)
 		}
 	})
@@ -69,6 +69,43 @@ func TestLookOfAHungToken(t *testing.T) {
 		v.Look(ctx)
 		if took := time.Since(begun); took != time.Second {
 			t.Errorf("the look took %s, want the caller's 1s", took)
+		}
+	})
+}
+
+// Whoever asks for looks does not put off one that is due.
+func TestLookDelaysNoActivation(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(500 * time.Millisecond) // activations are whole seconds, these looks are not
+		w := &world{keys: []kek.Info{key("a", -time.Hour), key("b", 20*time.Second)}}
+		v, _, _ := w.watcher(t)
+		run(t, v)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() {
+			for ctx.Err() == nil {
+				v.Look(ctx)
+			}
+		}()
+		pass(19500 * time.Millisecond)
+		if c, _ := w.Current(); nameOf(c.ID) != "b" {
+			t.Errorf("key %s is in use at the activation, want b", nameOf(c.ID))
+		}
+	})
+}
+
+func TestLookDelaysNoRefresh(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{keys: []kek.Info{key("a", -time.Hour)}}
+		v, _, _ := w.watcher(t)
+		v.cfg.Refresh = lookSpacing / 10
+		run(t, v)
+		go v.Look(t.Context())
+		pass(lookSpacing)
+		if n := w.looked(); n != 11 {
+			t.Errorf("%d looks, want the first and ten", n)
 		}
 	})
 }

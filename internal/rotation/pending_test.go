@@ -1,10 +1,13 @@
 package rotation
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"go.uber.org/zap"
 
 	"kekd/internal/kek"
 )
@@ -60,6 +63,35 @@ func TestPendingKeyIsTried(t *testing.T) {
 		expect(t, w, "cancelled, and another made", "try c")
 		if _, kept := v.Snapshot().Proofs[next.ID]; kept {
 			t.Error("the proof of a key that is gone is kept")
+		}
+	})
+}
+
+// A key that does not work is not tried as often as somebody asks for looks.
+func TestFailingKeyIsNotTriedAtEveryLook(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{keys: []kek.Info{key("a", -time.Hour), key("b", time.Hour)}, tryErr: kek.ErrUnavailable}
+		v, _, _ := w.watcher(t)
+		run(t, v)
+		w.took()
+		for range 4 {
+			v.Look(t.Context()) // one a second
+		}
+		expect(t, w, "soon after the failure")
+		v.Look(t.Context())
+		expect(t, w, "later", "try b")
+	})
+}
+
+func TestStopWhileTrying(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{keys: []kek.Info{key("a", -time.Hour), key("b", time.Hour)}, tryErr: context.Canceled}
+		v, logs, _ := w.watcher(t)
+		v.Refresh(t.Context())
+		if n := logs.FilterLevelExact(zap.WarnLevel).Len(); n != 0 {
+			t.Errorf("warned %d times that kekd stops", n)
 		}
 	})
 }

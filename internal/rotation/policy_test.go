@@ -16,12 +16,12 @@ func TestPolicy(t *testing.T) {
 		w := &world{keys: []kek.Info{key("a", 0)}}
 		v, logs, _ := w.watcherWith(t, config.KeyPolicy{MaxAge: time.Hour})
 		run(t, v)
-		if len(w.policy) != 0 || len(v.Snapshot().Policy) != 0 {
+		if len(w.violations()) != 0 || len(v.Snapshot().Policy) != 0 {
 			t.Errorf("a new key is out of policy: %v", v.Snapshot().Policy)
 		}
 		pass(2 * time.Hour)
-		if len(w.policy) != 1 || len(v.Snapshot().Policy) != 1 {
-			t.Errorf("violations = %v, observed %v; want the age", v.Snapshot().Policy, w.policy)
+		if len(w.violations()) != 1 || len(v.Snapshot().Policy) != 1 {
+			t.Errorf("violations = %v, observed %v; want the age", v.Snapshot().Policy, w.violations())
 		}
 		if n := logs.FilterMessage("key out of policy").Len(); n != 1 {
 			t.Errorf("logged %d times, want once", n)

@@ -122,6 +122,8 @@ type Proof struct {
 	Mechanism kek.Mechanism
 	// Err is why none works, or none was found out; else nil.
 	Err error
+
+	at time.Time // when it was tried
 }
 
 // Snapshot is what the last look at the ring found. It is not changed any more.
@@ -161,15 +163,17 @@ func (w *Watcher) Snapshot() Snapshot {
 // Run looks at the ring again and again until ctx ends.
 func (w *Watcher) Run(ctx context.Context) {
 	for ctx.Err() == nil {
-		begun := w.cfg.Clock()
+		begun := time.Now()
 		w.Refresh(ctx)
-		timer := time.NewTimer(w.nextLook())
+		pause := w.nextLook()
+		due := time.Now().Add(pause)
+		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
 		case <-w.kick:
-			// Whoever asks for looks does not set their pace.
-			timer.Reset(min(max(lookSpacing-w.cfg.Clock().Sub(begun), 0), lookSpacing))
+			// Whoever asks for looks does not set their pace, and puts off none.
+			timer.Reset(min(time.Until(begun.Add(lookSpacing)), time.Until(due)))
 			select {
 			case <-ctx.Done():
 			case <-timer.C:
@@ -271,6 +275,10 @@ func (w *Watcher) Refresh(ctx context.Context) {
 	w.logChange(last.Err, err)
 }
 
+// tryPause is how soon a key that failed is tried again. Looks can be asked for much
+// more often, and a key that makes the module fail costs the key in use its worker.
+const tryPause = 5 * time.Second
+
 // tryPending tries the keys that will be the primary, so that it is known before
 // their time whether this node can use them. It changes nothing.
 func (w *Watcher) tryPending(ctx context.Context, ring *kek.Ring) {
@@ -279,10 +287,13 @@ func (w *Watcher) tryPending(ctx context.Context, ring *kek.Ring) {
 			continue
 		}
 		before, tried := w.proofs[k.ID]
-		if tried && before.Err == nil && before.CheckValue == k.CheckValue {
+		if tried && before.CheckValue == k.CheckValue && (before.Err == nil || w.cfg.Clock().Sub(before.at).Abs() < tryPause) {
 			continue
 		}
 		m, err := w.cfg.Token.Try(ctx, k.ID)
+		if errors.Is(err, context.Canceled) {
+			return // kekd stops
+		}
 		w.setProof(ring, k, m, err)
 		switch {
 		case err == nil:
@@ -303,7 +314,7 @@ func (w *Watcher) setProof(ring *kek.Ring, k kek.Info, m kek.Mechanism, err erro
 			next[other.ID] = p
 		}
 	}
-	next[k.ID] = Proof{CheckValue: k.CheckValue, Mechanism: m, Err: err}
+	next[k.ID] = Proof{CheckValue: k.CheckValue, Mechanism: m, Err: err, at: w.cfg.Clock()}
 	w.proofs = next
 }
 

@@ -64,6 +64,20 @@ func (w *world) took() []string {
 	return j
 }
 
+// looked returns how many looks there were.
+func (w *world) looked() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.looks)
+}
+
+// violations returns the last that were observed.
+func (w *world) violations() []keypolicy.Violation {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.policy
+}
+
 // set changes the world between two looks.
 func (w *world) set(change func()) {
 	w.mu.Lock()
@@ -343,7 +357,7 @@ func TestFirstKey(t *testing.T) {
 		}
 		pass(3 * refresh)
 		expect(t, w, "with nothing new")
-		if n := len(w.looks); n != 4 {
+		if n := w.looked(); n != 4 {
 			t.Errorf("%d looks in three refreshes, want 4", n)
 		}
 	})
@@ -437,7 +451,7 @@ func TestActivationWhileUnreachable(t *testing.T) {
 				keys := w.keys
 				w.set(func() { fail(w); w.looks = nil })
 				pass(20 * time.Second) // to 30 s, 15 s late
-				if n := len(w.looks); n < 10 || n > 20 {
+				if n := w.looked(); n < 10 || n > 20 {
 					t.Errorf("%d looks in 20 s, want about one a second after the key's time", n)
 				}
 				if c, _ := w.Current(); nameOf(c.ID) != "a" {
@@ -621,7 +635,7 @@ func TestImpatientBeforeTheFirstKey(t *testing.T) {
 		v, _, _ := w.watcher(t)
 		run(t, v)
 		pass(5500 * time.Millisecond)
-		if n := len(w.looks); n != 6 {
+		if n := w.looked(); n != 6 {
 			t.Errorf("%d looks in 5.5 s without a key, want one a second and the first", n)
 		}
 		w.set(func() { w.keysErr, w.keys = nil, []kek.Info{key("a", -time.Hour)} })

@@ -1,0 +1,129 @@
+package rotation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"k8s.io/apiserver/pkg/storage/value/encrypt/envelope/kmsv2"
+	kmsservice "k8s.io/kms/pkg/service"
+
+	"kekd/e2e/internal/harness"
+)
+
+// callTimeout is kube-apiserver's default for one call of the plugin.
+const callTimeout = 3 * time.Second
+
+// statusPause is the time between two questions for the key_id.
+const statusPause = 100 * time.Millisecond
+
+// client returns kube-apiserver's own client of the plugin.
+func client(t *testing.T, k *harness.Kekd) kmsservice.Service {
+	t.Helper()
+	s, err := kmsv2.NewGRPCService(t.Context(), "unix://"+k.Socket, provider, callTimeout)
+	if err != nil {
+		t.Fatalf("make the client: %v", err)
+	}
+	return s
+}
+
+// keyIDWatch asks a kekd for its key_id ten times a second, as many apiservers
+// would, and keeps what changed.
+type keyIDWatch struct {
+	cancel context.CancelFunc
+	done   sync.WaitGroup
+
+	// Written by the watch, readable after stop.
+	changes []change
+	failed  []error
+	asked   int
+}
+
+// change is a key_id and when it was first seen.
+type change struct {
+	keyID string
+	at    time.Time
+}
+
+func watchKeyID(t *testing.T, k *harness.Kekd) *keyIDWatch {
+	t.Helper()
+	s := client(t, k)
+	w := new(keyIDWatch)
+	var ctx context.Context
+	ctx, w.cancel = context.WithCancel(t.Context())
+	w.done.Go(func() {
+		tick := time.NewTicker(statusPause)
+		defer tick.Stop()
+		for {
+			status, err := s.Status(ctx)
+			if ctx.Err() != nil {
+				return
+			}
+			w.asked++
+			switch {
+			case err == nil && status.Healthz != "ok":
+				err = errors.New("healthz is " + status.Healthz)
+				fallthrough
+			case err != nil:
+				w.failed = append(w.failed, fmt.Errorf("at %s: %w", time.Now().Format(time.TimeOnly), err))
+			case len(w.changes) == 0 || w.changes[len(w.changes)-1].keyID != status.KeyID:
+				w.changes = append(w.changes, change{status.KeyID, time.Now()})
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	})
+	t.Cleanup(w.stop)
+	return w
+}
+
+func (w *keyIDWatch) stop() {
+	w.cancel()
+	w.done.Wait()
+}
+
+// requireOneChange stops the watch and requires that Status never failed and that
+// the key_id went from one key to the other, once. It returns when.
+func (w *keyIDWatch) requireOneChange(t *testing.T, from, to string) time.Time {
+	t.Helper()
+	w.stop()
+	if len(w.failed) > 0 {
+		t.Errorf("Status failed %d times of %d, first %v", len(w.failed), w.asked, w.failed[0])
+	}
+	if len(w.changes) != 2 || w.changes[0].keyID != from || w.changes[1].keyID != to {
+		t.Fatalf("Status went through %v, want %s and then %s", w.changes, from, to)
+	}
+	t.Logf("Status was asked %d times and changed once, at %s", w.asked, w.changes[1].at.Format("15:04:05.000"))
+	return w.changes[1].at
+}
+
+// awaitKeyID waits until kekd encrypts under the key.
+func awaitKeyID(t *testing.T, k *harness.Kekd, keyID string, within time.Duration) {
+	t.Helper()
+	s := client(t, k)
+	harness.Eventually(t, within, "kekd encrypts under "+keyID, func(ctx context.Context) error {
+		status, err := s.Status(ctx)
+		if err == nil && status.KeyID != keyID {
+			err = fmt.Errorf("Status says %s", status.KeyID)
+		}
+		return err
+	})
+}
+
+// awaitState waits until a kekd knows of a key's state.
+func awaitState(t *testing.T, k *harness.Kekd, keyID, want string) {
+	t.Helper()
+	harness.Eventually(t, 10*time.Second, "kekd sees that the key is "+want, func(ctx context.Context) error {
+		status, err := k.Status(ctx)
+		if got := status.State(keyID); err == nil && got != want {
+			err = fmt.Errorf("it says %s", got)
+		}
+		return err
+	})
+}
