@@ -413,7 +413,7 @@ func (w *Watcher) withdraw(why error) {
 // publish makes the primary the key in use, or renews its seed when that is due.
 func (w *Watcher) publish(ctx context.Context, ring *kek.Ring, primary kek.Info) error {
 	current, inUse := w.cfg.Sealer.Current()
-	if inUse && current.ID == primary.ID {
+	if inUse && current.KeyID == primary.KeyID() {
 		return w.renew(ctx, primary, current.Mechanism)
 	}
 	m, err := w.rotate(ctx, primary)
