@@ -43,6 +43,7 @@ func TestOneNode(t *testing.T) {
 		{"step by step under load, by migration", testMigration},
 		{"interrupted again and again", testInterrupted},
 		{"a key that is needed is not destroyed", testGuards},
+		{"a timer rotates when the primary is due", testIfDue},
 		{"the token is lost and there is no backup", testTokenLost},
 	})
 }

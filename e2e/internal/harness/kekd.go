@@ -30,6 +30,7 @@ type KekdOptions struct {
 	Refresh       time.Duration // keyRing.refresh, default 1s
 	ProbeInterval time.Duration // health.probeInterval, default 1s
 	OutageGrace   time.Duration // health.outageGrace, default 10m
+	MaxAge        time.Duration // keyRing.policy.maxAge, default 0s
 }
 
 // Kekd is a daemon on a token. Several on one token are the nodes of a cluster.
@@ -65,6 +66,7 @@ hsm:
 keyRing:
   label: {{printf "%q" .Ring}}
   refresh: {{.Options.Refresh}}
+  policy: {maxAge: {{.Options.MaxAge}}}
 seeds:
   mode: {{.Options.Mode}}
   # A machine of a developer or of CI may not let an unprivileged user lock memory.
