@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -281,7 +280,7 @@ func TestHungKekd(t *testing.T) {
 	k := startKekd(t, harness.KekdOptions{})
 	s := service(t, k, timeout)
 	statusKeyID(t, s)
-	k.Signal(t, syscall.SIGSTOP)
+	k.Halt(t)
 	start := time.Now()
 	_, err := s.Status(t.Context())
 	if code := status.Code(err); code != codes.DeadlineExceeded {
@@ -290,7 +289,7 @@ func TestHungKekd(t *testing.T) {
 	if took := time.Since(start); took > 4*timeout {
 		t.Errorf("status of a stopped kekd took %v, its timeout is %v", took, timeout)
 	}
-	k.Signal(t, syscall.SIGCONT)
+	k.Resume(t)
 	harness.Eventually(t, 5*time.Second, "status is good again", func(ctx context.Context) error {
 		_, err := s.Status(ctx)
 		return err

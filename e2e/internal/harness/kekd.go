@@ -192,10 +192,18 @@ func (k *Kekd) Stop(tb testing.TB) time.Duration {
 // Running tells whether the daemon was started and has not ended.
 func (k *Kekd) Running() bool { return k.service.running() }
 
-// Signal sends a signal to the daemon alone.
-func (k *Kekd) Signal(tb testing.TB, sig syscall.Signal) {
+// Halt stops the daemon in its tracks with SIGSTOP, and returns when all its threads
+// stand still, which takes a moment longer than the signal. Resume lets it go on.
+func (k *Kekd) Halt(tb testing.TB) {
 	tb.Helper()
-	k.service.signal(tb, sig)
+	k.service.signal(tb, syscall.SIGSTOP)
+	Eventually(tb, killedWithin, "kekd stands still", func(context.Context) error { return k.service.halted() })
+}
+
+// Resume undoes Halt.
+func (k *Kekd) Resume(tb testing.TB) {
+	tb.Helper()
+	k.service.signal(tb, syscall.SIGCONT)
 }
 
 // KillWorker ends the daemon's HSM worker process with SIGKILL, as a crash of

@@ -166,6 +166,25 @@ func (s *service) signal(tb testing.TB, sig syscall.Signal) {
 	}
 }
 
+// halted returns an error while a thread of the program is not stopped.
+func (s *service) halted() error {
+	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", s.run.pid))
+	if err != nil {
+		return err
+	}
+	for _, path := range stats {
+		stat, err := os.ReadFile(path) //nolint:gosec // G304: of /proc
+		if err != nil {
+			return err
+		}
+		// pid (name) state ...; the name may hold anything.
+		if state := stat[bytes.LastIndexByte(stat, ')')+2]; state != 'T' {
+			return fmt.Errorf("%s has the state %c, want T", path, state)
+		}
+	}
+	return nil
+}
+
 // kill ends the program with SIGKILL, then requires that its children go too: a
 // crash may leave nothing behind.
 func (s *service) kill(tb testing.TB) {
