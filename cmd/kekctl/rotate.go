@@ -304,6 +304,8 @@ func (r *rotator) nodesStep(ctx context.Context) error {
 				return "", "does not see it: " + n.trouble()
 			case !k.Proven:
 				return "", "could not use it: " + cmp.Or(k.Problem, n.trouble())
+			case n.status.RingProblem != "":
+				return "", "had proven it before: " + n.trouble()
 			}
 			return "has proven the key" + skew(n.ahead), ""
 		})
