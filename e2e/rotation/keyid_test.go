@@ -33,8 +33,9 @@ func client(t *testing.T, k *harness.Kekd) kmsservice.Service {
 // keyIDWatch asks a kekd for its key_id ten times a second, as many apiservers
 // would, and keeps what changed.
 type keyIDWatch struct {
-	cancel context.CancelFunc
-	done   sync.WaitGroup
+	stopping chan struct{}
+	once     sync.Once // closes stopping
+	done     sync.WaitGroup
 
 	// Written by the watch, readable after stop.
 	changes []change
@@ -51,29 +52,16 @@ type change struct {
 func watchKeyID(t *testing.T, k *harness.Kekd) *keyIDWatch {
 	t.Helper()
 	s := client(t, k)
-	w := new(keyIDWatch)
-	var ctx context.Context
-	ctx, w.cancel = context.WithCancel(t.Context())
+	w := &keyIDWatch{stopping: make(chan struct{})}
+	ctx := t.Context()
 	w.done.Go(func() {
 		tick := time.NewTicker(statusPause)
 		defer tick.Stop()
 		for {
-			status, err := s.Status(ctx)
-			if ctx.Err() != nil {
-				return
-			}
-			w.asked++
-			switch {
-			case err == nil && status.Healthz != "ok":
-				err = errors.New("healthz is " + status.Healthz)
-				fallthrough
-			case err != nil:
-				w.failed = append(w.failed, fmt.Errorf("at %s: %w", time.Now().Format(time.TimeOnly), err))
-			case len(w.changes) == 0 || w.changes[len(w.changes)-1].keyID != status.KeyID:
-				w.changes = append(w.changes, change{status.KeyID, time.Now()})
-			}
+			w.ask(ctx, s)
 			select {
-			case <-ctx.Done():
+			case <-w.stopping:
+				w.ask(ctx, s) // what somebody else saw before the stop is seen here too
 				return
 			case <-tick.C:
 			}
@@ -83,8 +71,25 @@ func watchKeyID(t *testing.T, k *harness.Kekd) *keyIDWatch {
 	return w
 }
 
+func (w *keyIDWatch) ask(ctx context.Context, s kmsservice.Service) {
+	status, err := s.Status(ctx)
+	if ctx.Err() != nil {
+		return // the test is over
+	}
+	w.asked++
+	switch {
+	case err == nil && status.Healthz != "ok":
+		err = errors.New("healthz is " + status.Healthz)
+		fallthrough
+	case err != nil:
+		w.failed = append(w.failed, fmt.Errorf("at %s: %w", time.Now().Format(time.TimeOnly), err))
+	case len(w.changes) == 0 || w.changes[len(w.changes)-1].keyID != status.KeyID:
+		w.changes = append(w.changes, change{status.KeyID, time.Now()})
+	}
+}
+
 func (w *keyIDWatch) stop() {
-	w.cancel()
+	w.once.Do(func() { close(w.stopping) })
 	w.done.Wait()
 }
 
