@@ -156,17 +156,16 @@ type RingOptions struct {
 // activated, kek.ErrRevoked when the newest activated key is out of use or the
 // last published one is gone or replaced by another key of the same id (the ring
 // never falls back to an older key: Kubernetes forbids a key_id that returns),
-// kek.ErrRefused when the primary has CKA_ENCRYPT=false. Only with kek.ErrAmbiguous there is no ring.
+// kek.ErrRefused when the primary has CKA_ENCRYPT=false, kek.ErrAmbiguous when
+// nothing tells which key is the primary. Only where an id does not name one key,
+// which is kek.ErrAmbiguous too, there is no ring.
 func BuildRing(label string, keys []kek.Info, o RingOptions) (*kek.Ring, error) {
 	keys = slices.Clone(keys)
 	slices.SortFunc(keys, func(a, b kek.Info) int { return a.ID.Compare(b.ID) })
 	if err := checkIDs(keys); err != nil {
 		return nil, err
 	}
-	newest, err := newestActivated(keys, o)
-	if err != nil {
-		return nil, err
-	}
+	newest, unclear := newestActivated(keys, o)
 	for i := range keys {
 		switch k := &keys[i]; {
 		case k.State != 0: // out of use
@@ -177,7 +176,10 @@ func BuildRing(label string, keys []kek.Info, o RingOptions) (*kek.Ring, error) 
 		}
 	}
 	ring := &kek.Ring{Label: label, Keys: keys}
-	if newest < 0 {
+	switch {
+	case unclear != nil:
+		return ring, unclear
+	case newest < 0:
 		return ring, noPrimary(keys, o.Published)
 	}
 	k := &keys[newest]
@@ -222,7 +224,7 @@ func checkIDs(keys []kek.Info) error {
 }
 
 // newestActivated returns the index of the newest activated key, in use or not;
-// -1 when there is none. keys are sorted.
+// -1 when there is none, or nothing tells which it is. keys are sorted.
 func newestActivated(keys []kek.Info, o RingOptions) (int, error) {
 	// What was published once was activated, whatever the clock says now.
 	now := o.Now

@@ -168,7 +168,8 @@ func (a *app) openAs(change func(*hsm.Config)) (*session, error) {
 func (s *session) close() { s.token.Close() }
 
 // ring reads the ring as kekd on this node sees it. As with hsm.BuildRing there
-// may be a ring beside an error, and the keys are there even without a ring.
+// may be a ring beside an error, but not with kek.ErrAmbiguous, and the keys are
+// there even without a ring.
 func (s *session) ring(ctx context.Context) (*kek.Ring, []kek.Info, error) {
 	keys, err := s.token.Keys(ctx)
 	if err != nil {
@@ -179,6 +180,10 @@ func (s *session) ring(ctx context.Context) (*kek.Ring, []kek.Info, error) {
 		return nil, keys, err
 	}
 	ring, err := hsm.BuildRing(s.cfg.KeyRing.Label, keys, hsm.RingOptions{Now: time.Now(), Published: published, Primary: s.primary})
+	if errors.Is(err, kek.ErrAmbiguous) {
+		// A kekd that runs may use any of the candidates, so no state is told of them.
+		ring = nil
+	}
 	return ring, keys, err
 }
 

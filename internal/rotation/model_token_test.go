@@ -18,6 +18,9 @@ type sharedToken struct {
 	keys []sharedKey
 	// made are the ids of all keys that there ever were.
 	made map[kek.ID]bool
+	// strict: a key out of use does nothing, whoever asks. Other tokens know nothing
+	// of what its label says.
+	strict bool
 }
 
 type sharedKey struct {
@@ -31,18 +34,24 @@ func (s *sharedToken) add(id kek.ID) error {
 		return fmt.Errorf("key %s is there, or was", id)
 	}
 	s.made[id] = true
+	k := sharedKey{info: kek.Info{Ring: ringLabel, ID: id}}
+	k.info.Activation, _ = id.Activation()
+	s.keys = append(s.keys, k)
+	return s.keys[len(s.keys)-1].fill()
+}
+
+// fill puts a new value into a key.
+func (k *sharedKey) fill() error {
 	value := make([]byte, 32)
 	_, _ = rand.Read(value) // never fails, see its documentation
 	block, err := aes.NewCipher(value)
 	if err != nil {
 		return err
 	}
-	k := sharedKey{kek.Info{Ring: ringLabel, ID: id}, block}
-	k.info.Activation, _ = id.Activation()
+	k.block = block
 	check := make([]byte, aes.BlockSize)
 	block.Encrypt(check, check)
 	copy(k.info.CheckValue[:], check)
-	s.keys = append(s.keys, k)
 	return nil
 }
 
@@ -71,6 +80,8 @@ type connection struct {
 	down bool
 	// left is how many calls pass before one fails; below 0 if none will.
 	left int
+	// blind: it tells no check values.
+	blind bool
 }
 
 // call fails where the token can't be reached.
@@ -97,6 +108,9 @@ func (c *connection) cipher(id kek.ID) (cipher.AEAD, error) {
 	if k == nil {
 		return nil, fmt.Errorf("fake: key %s: %w", id, kek.ErrUnknownKey)
 	}
+	if c.strict && k.info.State != 0 {
+		return nil, fmt.Errorf("fake: key %s: %w", id, kek.ErrRefused)
+	}
 	return cipher.NewGCMWithRandomNonce(k.block)
 }
 
@@ -107,6 +121,9 @@ func (c *connection) Keys(context.Context) ([]kek.Info, error) {
 	}
 	infos := make([]kek.Info, 0, len(c.keys))
 	for _, k := range c.keys {
+		if c.blind {
+			k.info.CheckValue = kek.CheckValue{}
+		}
 		infos = append(infos, k.info)
 	}
 	return infos, nil

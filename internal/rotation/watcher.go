@@ -360,7 +360,7 @@ func classOf(err error) error {
 }
 
 // look reads the ring and acts on it. The ring is nil if it could not be read, or
-// is not clear.
+// its keys could not be told apart.
 func (w *Watcher) look(ctx context.Context) (*kek.Ring, error) {
 	keys, err := w.cfg.Token.Keys(ctx)
 	if err != nil {
@@ -370,16 +370,18 @@ func (w *Watcher) look(ctx context.Context) (*kek.Ring, error) {
 	ring, err := hsm.BuildRing(w.cfg.Ring, keys, hsm.RingOptions{
 		Now: w.cfg.Clock(), Published: w.published, Primary: w.cfg.Primary,
 	})
-	if ring == nil {
+	before, inUse := w.cfg.Sealer.Current() // which SetRing may take back
+	if ring != nil {
+		w.cfg.Sealer.SetRing(ring)
+		w.cfg.Observer.SetRing(ring)
+	}
+	if errors.Is(err, kek.ErrAmbiguous) {
 		// What is in use stays in use: a stray key beside it is no reason to stop.
-		if _, ok := w.cfg.Sealer.Current(); !ok {
+		if !inUse {
 			w.failed(err)
 		}
-		return nil, err
+		return ring, err
 	}
-	before, inUse := w.cfg.Sealer.Current() // which SetRing may take back
-	w.cfg.Sealer.SetRing(ring)
-	w.cfg.Observer.SetRing(ring)
 	primary, ok := ring.Primary()
 	if !ok {
 		w.withdraw(err)
