@@ -112,10 +112,10 @@ type Config struct {
 	// Observer may be nil.
 	Observer Observer
 	// Look reads the key ring off the token once more and tells SetRing; it returns
-	// when that is done, or ctx ends. It is called for a key that the ring lacks,
-	// from several goroutines at once, and limits by itself how often the token is
-	// asked. It may be nil.
-	Look func(ctx context.Context)
+	// when that is done, or ctx ends, and an error if the ring could not be read. It
+	// is called for a key that the ring lacks, from several goroutines at once, and
+	// limits by itself how often the token is asked. It may be nil.
+	Look func(ctx context.Context) error
 	// DirectUses counts the uses of each KEK under AES-GCM. Direct mode only.
 	DirectUses Counter
 }

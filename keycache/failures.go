@@ -44,9 +44,13 @@ func lasting(err error) bool {
 
 // remember keeps err if it is lasting.
 func (f *failures) remember(key digest, err error, now time.Time) {
-	if !lasting(err) {
-		return
+	if lasting(err) {
+		f.keep(key, err, now)
 	}
+}
+
+// keep keeps err.
+func (f *failures) keep(key digest, err error, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if e, ok := f.entries[key]; ok {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"time"
 
 	"kekd/internal/kek"
@@ -20,30 +21,39 @@ const (
 
 // findKey is permitted, but for a key that the ring lacks it has the ring looked at
 // once more: another node may have rotated a moment ago and sealed under a key
-// that this one has not seen yet. A key that was not found then is not looked for
-// again for failureMemory, in which the ring is read anyway.
+// that this one has not seen yet. What came of it is remembered for failureMemory,
+// in which the ring is read anyway. Where the ring could not be read, nobody knows
+// whether the token has the key, and the error is that of the look.
 func (s *Sealer) findKey(ctx context.Context, id kek.ID) error {
 	err := s.permitted(id)
 	if s.cfg.Look == nil || !errors.Is(err, kek.ErrUnknownKey) {
 		return err
 	}
 	d := keyDigest(id)
-	if s.missing.recall(d, s.cfg.Clock()) != nil {
-		return err
+	if known := s.missing.recall(d, s.cfg.Clock()); known != nil {
+		return known
 	}
 	select {
 	case s.looking <- struct{}{}:
 		defer func() { <-s.looking }()
 	default:
-		return err
+		return fmt.Errorf("look for key %s: %w", id, kek.ErrBusy)
 	}
 	limited, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	s.cfg.Look(limited)
-	err = s.permitted(id)
-	if err != nil && ctx.Err() == nil { // else it was the caller who gave up, not the look
-		s.missing.remember(d, err, s.cfg.Clock())
+	looked := s.cfg.Look(limited)
+	if err = s.permitted(id); !errors.Is(err, kek.ErrUnknownKey) {
+		return err
 	}
+	switch {
+	case ctx.Err() != nil:
+		return waitError(ctx) // it was the caller who gave up, not the look
+	case limited.Err() != nil:
+		err = fmt.Errorf("look for key %s: the ring was not read within %s: %w", id, lookTimeout, kek.ErrUnavailable)
+	case looked != nil:
+		err = fmt.Errorf("look for key %s: %w", id, looked)
+	}
+	s.missing.keep(d, err, s.cfg.Clock())
 	return err
 }
 

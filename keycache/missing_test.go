@@ -16,14 +16,14 @@ type looker struct {
 	mu    sync.Mutex
 	looks int
 	// look is what a look does.
-	look func(ctx context.Context)
+	look func(ctx context.Context) error
 }
 
-func (l *looker) Look(ctx context.Context) {
+func (l *looker) Look(ctx context.Context) error {
 	l.mu.Lock()
 	l.looks++
 	l.mu.Unlock()
-	l.look(ctx)
+	return l.look(ctx)
 }
 
 func (l *looker) count() int {
@@ -55,7 +55,10 @@ func TestUnknownKeyIsLookedFor(t *testing.T) {
 	t.Parallel()
 	l := &looker{}
 	s, sealed, unknown := lookingSealer(t, l, newClock())
-	l.look = func(context.Context) { s.SetRing(ringOf(testKey(1, kek.Retired), unknown)) }
+	l.look = func(context.Context) error {
+		s.SetRing(ringOf(testKey(1, kek.Retired), unknown))
+		return nil
+	}
 	opens(t, s, sealed, "of another node")
 	opens(t, s, sealed, "of another node")
 	if n := l.count(); n != 1 {
@@ -66,7 +69,7 @@ func TestUnknownKeyIsLookedFor(t *testing.T) {
 // A key that is not there is looked for once in a while, not for every request.
 func TestMissingKeyIsRemembered(t *testing.T) {
 	t.Parallel()
-	l, clock := &looker{look: func(context.Context) {}}, newClock()
+	l, clock := &looker{look: func(context.Context) error { return nil }}, newClock()
 	s, sealed, unknown := lookingSealer(t, l, clock)
 	for range 5 {
 		refuses(t, s, sealed, kek.ErrUnknownKey)
@@ -87,7 +90,7 @@ func TestMissingKeyIsRemembered(t *testing.T) {
 // A key that is known and out of use is no reason to look.
 func TestDisabledKeyIsNotLookedFor(t *testing.T) {
 	t.Parallel()
-	l := &looker{look: func(context.Context) {}}
+	l := &looker{look: func(context.Context) error { return nil }}
 	s, sealed, unknown := lookingSealer(t, l, newClock())
 	s.SetRing(ringOf(testKey(1, kek.Primary), in(unknown, kek.Disabled)))
 	refuses(t, s, sealed, kek.ErrRevoked)
@@ -101,12 +104,15 @@ func TestDisabledKeyIsNotLookedFor(t *testing.T) {
 func TestLookHangs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		l := &looker{look: func(ctx context.Context) { <-ctx.Done() }}
+		l := &looker{look: func(ctx context.Context) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}}
 		s, sealed, _ := lookingSealer(t, l, newClock())
 		hasty, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
-		if _, err := s.Open(hasty, sealed); !errors.Is(err, kek.ErrUnknownKey) {
-			t.Errorf("a hasty caller got %v, want ErrUnknownKey", err)
+		if _, err := s.Open(hasty, sealed); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a hasty caller got %v, want DeadlineExceeded", err)
 		}
 
 		begun := time.Now()
@@ -115,8 +121,8 @@ func TestLookHangs(t *testing.T) {
 		for range callers {
 			go func() {
 				_, err := s.Open(t.Context(), sealed)
-				if !errors.Is(err, kek.ErrUnknownKey) {
-					t.Errorf("got %v, want ErrUnknownKey", err)
+				if !errors.Is(err, kek.ErrUnavailable) && !errors.Is(err, kek.ErrBusy) {
+					t.Errorf("got %v, want ErrUnavailable or ErrBusy", err)
 				}
 				took <- time.Since(begun)
 			}()
@@ -135,4 +141,21 @@ func TestLookHangs(t *testing.T) {
 			t.Errorf("%d callers waited, want %d", waited, maxLooking)
 		}
 	})
+}
+
+// A look that fails says nothing about the key: the caller hears of the outage, and
+// so does who asks next.
+func TestLookFails(t *testing.T) {
+	t.Parallel()
+	l, clock := &looker{look: func(context.Context) error { return kek.ErrUnavailable }}, newClock()
+	s, sealed, _ := lookingSealer(t, l, clock)
+	for range 3 {
+		refuses(t, s, sealed, kek.ErrUnavailable)
+	}
+	if n := l.count(); n != 1 {
+		t.Errorf("%d looks, want 1", n)
+	}
+	clock.add(failureMemory)
+	l.look = func(context.Context) error { return nil }
+	refuses(t, s, sealed, kek.ErrUnknownKey)
 }

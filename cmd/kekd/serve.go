@@ -181,7 +181,7 @@ func (d *daemon) newSealer(store *state.Dir, watch keycache.Observer) (*keycache
 		Ring: cfg.KeyRing.Label, Mode: mode, MaxAge: cfg.Seeds.MaxAge, MaxUses: cfg.Seeds.MaxUses,
 		CacheSize: cfg.Seeds.CacheSize, LockMemory: cfg.Seeds.LockMemory, Observer: watch, DirectUses: uses,
 		Clock: now,
-		Look:  func(ctx context.Context) { d.watcher.Look(ctx) }, // which is there once requests are
+		Look:  func(ctx context.Context) error { return d.watcher.Look(ctx) }, // which is there once requests are
 	}, d.token)
 }
 

@@ -13,8 +13,8 @@ import (
 // Report implements httpapi.Source.
 func (d *daemon) Report() health.Report { return d.monitor.Report() }
 
-// Refresh implements httpapi.Source.
-func (d *daemon) Refresh(ctx context.Context) { d.watcher.Look(ctx) }
+// Refresh implements httpapi.Source. Why a look failed is part of the Status.
+func (d *daemon) Refresh(ctx context.Context) { _ = d.watcher.Look(ctx) }
 
 // Status implements httpapi.Source. It reads memory only.
 func (d *daemon) Status() httpapi.Status {

@@ -102,7 +102,7 @@ func TestLookDelaysNoRefresh(t *testing.T) {
 		v, _, _ := w.watcher(t)
 		v.cfg.Refresh = lookSpacing / 10
 		run(t, v)
-		go v.Look(t.Context())
+		go func() { _ = v.Look(t.Context()) }()
 		pass(lookSpacing)
 		if n := w.looked(); n != 11 {
 			t.Errorf("%d looks, want the first and ten", n)

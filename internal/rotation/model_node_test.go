@@ -139,7 +139,7 @@ func (n *modelNode) published() hsm.Published {
 }
 
 // refresh has the node look at the ring.
-func (n *modelNode) refresh(ctx context.Context) {
+func (n *modelNode) refresh(ctx context.Context) error {
 	before, _ := n.sealer.Current()
 	n.watcher.Refresh(ctx)
 	_, has := n.sealer.Current()
@@ -149,6 +149,7 @@ func (n *modelNode) refresh(ctx context.Context) {
 		return k.State == 0 || k.State == kek.Disabled || k.State == kek.Scheduled || id == before.ID && !has // the seed in use is wiped where sealing ends
 	})
 	n.check()
+	return n.watcher.unread
 }
 
 // look is refresh, and what must have come of it.
@@ -156,7 +157,7 @@ func (n *modelNode) look() {
 	n.now = n.now.Add(tryPause)
 	before, had := n.sealer.Current()
 	sound := n.sound()
-	n.refresh(context.Background())
+	_ = n.refresh(context.Background()) // the snapshot says it too
 	current, has := n.sealer.Current()
 	s := n.watcher.Snapshot()
 	if n.conn.down {

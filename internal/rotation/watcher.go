@@ -110,6 +110,9 @@ type Watcher struct {
 	snapshot Snapshot
 	// begun and done count looks. Guarded by mu.
 	begun, done uint64
+	// unread is why the last look could not read the ring; nil if it could. Guarded
+	// by mu.
+	unread error
 	// ended is closed at the end of a look, and replaced. Guarded by mu.
 	ended chan struct{}
 }
@@ -187,9 +190,10 @@ func (w *Watcher) Run(ctx context.Context) {
 const lookSpacing = time.Second
 
 // Look asks for a look at the ring and returns when one that began after the call
-// has ended, or ctx has. Callers share looks, and there is one a second for them at
+// has ended, or ctx has. The error is why the ring could not be read; what else is
+// wrong with it shows in the Snapshot. Callers share looks, and there is one a second for them at
 // most. It is safe for concurrent use, and needs Run to run.
-func (w *Watcher) Look(ctx context.Context) {
+func (w *Watcher) Look(ctx context.Context) error {
 	w.mu.Lock()
 	wanted := w.begun + 1
 	w.mu.Unlock()
@@ -199,15 +203,15 @@ func (w *Watcher) Look(ctx context.Context) {
 	}
 	for {
 		w.mu.Lock()
-		done, ended := w.done >= wanted, w.ended
+		done, ended, unread := w.done >= wanted, w.ended, w.unread
 		w.mu.Unlock()
 		if done {
-			return
+			return unread
 		}
 		select {
 		case <-ended:
 		case <-ctx.Done():
-			return
+			return ctx.Err()
 		}
 	}
 }
@@ -268,7 +272,10 @@ func (w *Watcher) Refresh(ctx context.Context) {
 	w.cfg.Observer.RingLooked(err)
 	w.mu.Lock()
 	w.snapshot = next
-	w.done = w.begun
+	w.done, w.unread = w.begun, nil
+	if ring == nil {
+		w.unread = err
+	}
 	close(w.ended)
 	w.ended = make(chan struct{})
 	w.mu.Unlock()
