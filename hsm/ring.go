@@ -185,7 +185,7 @@ func BuildRing(label string, keys []kek.Info, o RingOptions) (*kek.Ring, error) 
 	k := &keys[newest]
 	switch {
 	case isOwn(k.ID) && k.ID.Compare(o.Published.Last) < 0:
-		return ring, fmt.Errorf("%w: the last primary %s is gone, and %s is older; a new key must be created", kek.ErrRevoked, o.Published.Last, k.ID)
+		return ring, fmt.Errorf("%w: the last primary %s is gone, and %s is older; a new key must be created%s", kek.ErrRevoked, o.Published.Last, k.ID, o.successor())
 	case k.ID != o.Published.Last && slices.Contains(o.Published.Before, k.ID):
 		return ring, fmt.Errorf("%w: the key %s was the primary before %s and cannot be it again; a new key must be created", kek.ErrRevoked, k.ID, o.Published.Last)
 	case k.State == kek.Disabled || k.State == kek.Scheduled:
@@ -201,6 +201,15 @@ func BuildRing(label string, keys []kek.Info, o RingOptions) (*kek.Ring, error) 
 		k.CheckValue = o.Published.CheckValue
 	}
 	return ring, nil
+}
+
+// successor says what the key must be like that takes over from the last primary,
+// where the clock that published it was ahead of this one; empty elsewhere.
+func (o RingOptions) successor() string {
+	if at, ok := o.Published.Last.Activation(); ok && at.After(o.Now) {
+		return " that activates after " + at.Format(time.RFC3339)
+	}
+	return ""
 }
 
 func isOwn(id kek.ID) bool {

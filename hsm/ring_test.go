@@ -140,7 +140,7 @@ func TestBuildRing(t *testing.T) {
 			[]kek.Info{tokenKey(own(10, 0)), tokenKey(own(200, 0), label("/disabled"))}, options{}, "primary disabled", nil, "",
 		},
 		"newest gone": {
-			[]kek.Info{tokenKey(own(10, 0))}, options{last: own(20, 0)}, "retired", kek.ErrRevoked, "must be created",
+			[]kek.Info{tokenKey(own(10, 0))}, options{last: own(20, 0)}, "retired", kek.ErrRevoked, "a new key must be created",
 		},
 		"newest gone, a newer one came": {
 			[]kek.Info{tokenKey(own(10, 0)), tokenKey(own(30, 0))}, options{last: own(20, 0)}, "retired primary", nil, "",
@@ -164,7 +164,8 @@ func TestBuildRing(t *testing.T) {
 			"retired disabled", kek.ErrRevoked, "does not fall back",
 		},
 		"clock went backwards, newest gone": {
-			[]kek.Info{tokenKey(own(10, 0)), tokenKey(own(140, 0))}, options{last: own(150, 0)}, "retired retired", kek.ErrRevoked, "is gone",
+			[]kek.Info{tokenKey(own(10, 0)), tokenKey(own(140, 0))}, options{last: own(150, 0)}, "retired retired", kek.ErrRevoked,
+			"a new key must be created that activates after " + at(150).Format(time.RFC3339),
 		},
 		"another node was ahead": {
 			[]kek.Info{tokenKey(own(10, 0)), tokenKey(own(90, 0))}, options{last: own(10, 0)}, "retired primary", nil, "",

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"kekd/internal/kek"
@@ -42,6 +43,17 @@ func (s *session) planActivation(ring *kek.Ring, ringErr error, keys []kek.Info,
 		}
 	}
 	return activation, nil
+}
+
+// withPublished adds the key that kekd published last to the keys, if the token has
+// it no more: a new key must activate after that one, too.
+func (s *session) withPublished(keys []kek.Info) []kek.Info {
+	gone := kek.Info{Ring: s.cfg.KeyRing.Label, ID: s.published.Last}
+	gone.Activation, _ = gone.ID.Activation()
+	if gone.ID == "" || slices.ContainsFunc(keys, func(k kek.Info) bool { return k.ID == gone.ID }) {
+		return keys
+	}
+	return append(slices.Clone(keys), gone)
 }
 
 // planNow returns when a new key activates that takes over at once: now, or the

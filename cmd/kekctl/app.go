@@ -102,6 +102,8 @@ type session struct {
 	store   *state.Dir
 	token   *hsm.Token
 	primary kek.ID
+	// published is what kekd on this node has published, once ring was called.
+	published hsm.Published
 }
 
 // open loads the configuration and prepares the token for a command that changes
@@ -175,11 +177,11 @@ func (s *session) ring(ctx context.Context) (*kek.Ring, []kek.Info, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	var published hsm.Published
-	if _, err := s.store.Load(rotation.MemoryName, &published); err != nil {
+	s.published = hsm.Published{}
+	if _, err := s.store.Load(rotation.MemoryName, &s.published); err != nil {
 		return nil, keys, err
 	}
-	ring, err := hsm.BuildRing(s.cfg.KeyRing.Label, keys, hsm.RingOptions{Now: time.Now(), Published: published, Primary: s.primary})
+	ring, err := hsm.BuildRing(s.cfg.KeyRing.Label, keys, hsm.RingOptions{Now: time.Now(), Published: s.published, Primary: s.primary})
 	if errors.Is(err, kek.ErrAmbiguous) {
 		// A kekd that runs may use any of the candidates, so no state is told of them.
 		ring = nil

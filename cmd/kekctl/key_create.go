@@ -93,7 +93,7 @@ func (a *app) addKey(ctx context.Context, s *session, yes bool, plan planner, wh
 	if err != nil && !isAny(err, kek.ErrNoKey, kek.ErrRevoked, kek.ErrRefused, kek.ErrAmbiguous) {
 		return kek.Info{}, 0, err
 	}
-	activation, err := plan(s, ring, err, keys, time.Now())
+	activation, err := plan(s, ring, err, s.withPublished(keys), time.Now())
 	if err != nil {
 		return kek.Info{}, 0, err
 	}
