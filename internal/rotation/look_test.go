@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,9 +22,9 @@ func TestLook(t *testing.T) {
 
 		pass(3 * time.Second)
 		w.set(func() { w.keys = append(w.keys, key("b", time.Hour)) })
-		v.Look(t.Context())
-		if took := time.Since(begun) - 3*time.Second; took != 0 {
-			t.Errorf("a look that was due took %s", took)
+		err := v.Look(t.Context())
+		if took := time.Since(begun) - 3*time.Second; took != 0 || err != nil {
+			t.Errorf("a look that was due took %s: %v", took, err)
 		}
 		if _, ok := v.Snapshot().Ring.Lookup(key("b", time.Hour).ID); !ok {
 			t.Error("the new key is not in the ring after the look")
@@ -33,7 +34,9 @@ func TestLook(t *testing.T) {
 		ended := make(chan time.Duration, callers)
 		for range callers {
 			go func() {
-				v.Look(t.Context())
+				if err := v.Look(t.Context()); err != nil {
+					t.Errorf("a shared look: %v", err)
+				}
 				ended <- time.Since(begun)
 			}()
 		}
@@ -66,9 +69,27 @@ func TestLookOfAHungToken(t *testing.T) {
 		begun := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		v.Look(ctx)
-		if took := time.Since(begun); took != time.Second {
-			t.Errorf("the look took %s, want the caller's 1s", took)
+		err := v.Look(ctx)
+		if took := time.Since(begun); took != time.Second || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("the look took %s (%v), want the caller's 1s", took, err)
+		}
+	})
+}
+
+// Who asked hears that the ring could not be read, and not what else is wrong.
+func TestLookSaysWhetherTheRingWasRead(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{keys: []kek.Info{key("a", -time.Hour)}}
+		v, _, _ := w.watcher(t)
+		run(t, v)
+		w.set(func() { w.keysErr = kek.ErrUnavailable })
+		if err := v.Look(t.Context()); !errors.Is(err, kek.ErrUnavailable) {
+			t.Errorf("a look without the token: %v, want ErrUnavailable", err)
+		}
+		w.set(func() { w.keysErr, w.keys = nil, []kek.Info{disabled(key("a", -time.Hour))} })
+		if err := v.Look(t.Context()); err != nil {
+			t.Errorf("a look at a revoked ring: %v, want none", err)
 		}
 	})
 }
@@ -84,8 +105,7 @@ func TestLookDelaysNoActivation(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		go func() {
-			for ctx.Err() == nil {
-				v.Look(ctx)
+			for v.Look(ctx) == nil {
 			}
 		}()
 		pass(19500 * time.Millisecond)
