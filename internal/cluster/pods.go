@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -133,7 +134,8 @@ func (p Pod) openStreams(dialer httpstream.Dialer, port int) (net.Conn, error) {
 	go func() {
 		_, _ = io.Copy(far, data) // the pod closed the connection, or there was none
 		if text, err := io.ReadAll(problem); err == nil && len(text) > 0 {
-			c.problem = errors.New(string(text))
+			problem := string(text)
+			c.problem.Store(&problem)
 		}
 		_ = far.Close()
 	}()
@@ -166,16 +168,26 @@ type podConn struct {
 	net.Conn
 	pod  Pod
 	port int
-	// problem is why the kubelet ended the connection; set before the pipe's end is
-	// closed, and read after that was seen.
-	problem error
+	// problem is why the kubelet ended the connection; nil if it did not say. It is
+	// set before the pipe's end is closed.
+	problem atomic.Pointer[string]
 }
 
 // Read implements net.Conn. In place of an end it returns what the kubelet says.
 func (c *podConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	if errors.Is(err, io.EOF) && c.problem != nil {
-		err = fmt.Errorf("forward port %d of %s: %w", c.port, c.pod, c.problem)
+	return n, c.explain(err)
+}
+
+// Write implements net.Conn, and tells an end as Read does.
+func (c *podConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	return n, c.explain(err)
+}
+
+func (c *podConn) explain(err error) error {
+	if problem := c.problem.Load(); problem != nil && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrClosedPipe)) {
+		return fmt.Errorf("forward port %d of %s: %s", c.port, c.pod, *problem)
 	}
-	return n, err
+	return err
 }

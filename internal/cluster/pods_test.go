@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -135,8 +136,9 @@ func TestDialWhereNothingListens(t *testing.T) {
 	c := serve(t, "x", portForward(closed.Addr().String()))
 	client := kekdPod(c).HTTPClient(8780)
 	_, err = client.Get("http://127.0.0.1:8780/status")
-	const want = `Get "http://127.0.0.1:8780/status": forward port 8780 of pod kube-system/kekd-1 on node node-1: connect to port 8780: refused`
-	if err == nil || err.Error() != want {
+	// Whether net/http meets it in a read or in a write is a matter of chance.
+	const want = `forward port 8780 of pod kube-system/kekd-1 on node node-1: connect to port 8780: refused`
+	if err == nil || !strings.HasSuffix(err.Error(), want) {
 		t.Errorf("GET: %v, want %s", err, want)
 	}
 }
