@@ -286,11 +286,15 @@ func (r *rotator) sightings(ctx context.Context, judge func(report) (seen, missi
 	return all
 }
 
+// cancelTime is what is left for cancelling the key, which takes the token a moment,
+// when its nodes are given up.
+const cancelTime = 3 * time.Second
+
 // nodesStep waits until every node has seen and proven the key, which must be
 // while the key can still be cancelled.
 func (r *rotator) nodesStep(ctx context.Context) error {
 	margin := r.session.cfg.KeyRing.Refresh + cancelMargin
-	deadline := r.key.Activation.Add(-margin)
+	deadline := r.key.Activation.Add(-margin - cancelTime)
 	if now := time.Now(); deadline.Before(now) {
 		// It is active or about to be, and nothing is gained by giving up.
 		deadline = now.Add(4 * margin)

@@ -55,6 +55,7 @@ func TestTwoNodes(t *testing.T) {
 		{"clocks two seconds apart", testClocksApart},
 		{"a kekd is stopped at the activation", testStoppedAtActivation},
 		{"a kekd cannot reach the token at the activation", testCutOffAtActivation},
+		{"a node misses the new key", testNodeMissing},
 		{"a revoked key is refused everywhere", testRevoke},
 	})
 }
