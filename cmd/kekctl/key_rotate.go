@@ -36,6 +36,9 @@ for that look. It is meant for a key that must not be used any longer.`,
 				if errors.Is(ringErr, kek.ErrNoKey) && len(keys) == 0 {
 					return time.Time{}, fmt.Errorf("%w: there is nothing to rotate", ringErr)
 				}
+				if least := s.cfg.KeyRing.Policy.MinActivationDelay; now && least > 0 {
+					return time.Time{}, codeError{exitFailed, fmt.Sprintf("--now: keyRing.policy.minActivationDelay demands %s; to stop a key that must not be used any longer there is kekctl revoke", least)}
+				}
 				if now {
 					return planNow(keys, at), nil
 				}

@@ -42,6 +42,7 @@ func testGuards(t *testing.T, c *cluster) {
 		}
 	}
 	c.requireState(t, old.ID, "retired")
+	c.requireInUse(t)
 
 	c.awaitWrites(t, fresh.KeyID)
 	c.kekctl(t, 0, join([]string{"rewrap", "--yes", "--method", "update", "--rate", fastRate}, c.kubeFlags, c.etcdFlags)...)
@@ -86,6 +87,24 @@ func testGuards(t *testing.T, c *cluster) {
 	c.requireUnreadable(t, kept, "the KEK is not on the token", old.KeyID)
 	c.put(t, kept, nil)
 	n.apiserver.WaitStatus(t, "/readyz", http.StatusOK, kmsHealthyWithin)
+}
+
+// requireInUse requires that kekctl counts the objects of each key as they stand in etcd.
+func (c *cluster) requireInUse(t *testing.T) {
+	t.Helper()
+	var listing struct {
+		Keys []struct {
+			KeyID   string
+			Objects *int
+		}
+	}
+	c.kekctlJSON(t, &listing, join([]string{"key", "list", "--in-use"}, c.etcdFlags)...)
+	standing := c.standing(t, secrets, configmaps)
+	for _, k := range listing.Keys {
+		if k.Objects == nil || *k.Objects != standing[k.KeyID] {
+			t.Errorf("kekctl counts %v objects under %s, want %d", k.Objects, k.KeyID, standing[k.KeyID])
+		}
+	}
 }
 
 // requireGuarded requires that kekctl refuses a command because of what stands
