@@ -50,14 +50,19 @@ func (a *app) note(format string, args ...any) {
 // print writes v as JSON, or what table writes as a table with aligned columns.
 func (a *app) print(v any, table func(w io.Writer)) error {
 	if a.output == "json" {
-		enc := json.NewEncoder(a.stdout)
-		enc.SetIndent("", "  ")
-		enc.SetEscapeHTML(false)
-		return enc.Encode(v)
+		return a.printJSON(v)
 	}
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	table(w)
 	return w.Flush()
+}
+
+// printJSON writes v as JSON, whatever the output flag says.
+func (a *app) printJSON(v any) error {
+	enc := json.NewEncoder(a.stdout)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
 }
 
 // row writes one row of a table.

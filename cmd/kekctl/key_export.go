@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -110,11 +109,8 @@ func (a *app) keyExport(ctx context.Context, name string) error {
 	}
 	out := evidence{
 		Time: time.Now().UTC(), Version: version.Read(), Ring: s.cfg.KeyRing.Label,
-		Token: httpapi.Token{
-			Label: token.Label, Serial: token.Serial, Manufacturer: token.Manufacturer, Model: token.Model,
-			Firmware: token.Firmware, Library: token.Library, Slot: token.Slot,
-		},
-		Keys: []keyEvidence{}, Findings: []string{},
+		Token: httpapi.NewToken(token),
+		Keys:  []keyEvidence{}, Findings: []string{},
 	}
 	if ringErr != nil {
 		out.Findings = append(out.Findings, ringErr.Error())
@@ -136,10 +132,7 @@ func (a *app) keyExport(ctx context.Context, name string) error {
 	if name != "" && len(out.Keys) == 0 {
 		return codeError{exitFailed, fmt.Sprintf("the ring %q has no key %s; kekctl key list shows its keys", out.Ring, name)}
 	}
-	enc := json.NewEncoder(a.stdout)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(out)
+	return a.printJSON(out)
 }
 
 func newKeyEvidence(k hsm.Evidence) keyEvidence {

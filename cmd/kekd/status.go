@@ -47,10 +47,9 @@ func (d *daemon) Status() httpapi.Status {
 		s.RingProblem = snapshot.Err.Error()
 	}
 	if t, ok := d.token.Describe(); ok {
-		s.Token = &httpapi.Token{
-			Label: t.Label, Serial: t.Serial, Manufacturer: t.Manufacturer, Model: t.Model, Firmware: t.Firmware,
-			Library: t.Library, Slot: t.Slot, WorkerPID: d.token.WorkerPID(),
-		}
+		token := httpapi.NewToken(t)
+		token.WorkerPID = d.token.WorkerPID()
+		s.Token = &token
 	}
 	return s
 }

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"time"
 
+	"kekd/hsm/wire"
 	"kekd/internal/health"
 	"kekd/internal/kek"
 	"kekd/internal/version"
@@ -95,6 +96,14 @@ type Token struct {
 	Slot    uint   `json:"slot"`
 	// WorkerPID is the process that holds the module; 0 while none runs.
 	WorkerPID int `json:"workerPID,omitempty"`
+}
+
+// NewToken returns what /status shows of a token, without a worker process.
+func NewToken(t wire.TokenInfo) Token {
+	return Token{
+		Label: t.Label, Serial: t.Serial, Manufacturer: t.Manufacturer, Model: t.Model, Firmware: t.Firmware,
+		Library: t.Library, Slot: t.Slot,
+	}
 }
 
 // NewKeyRing returns what /status shows of a ring that was read at this time. What
