@@ -78,11 +78,7 @@ func (a *app) revoke(ctx context.Context, name string, yes bool, where nodeFlags
 	default:
 		return codeError{exitFailed, fmt.Sprintf("key %s is %s, so no kekd uses it", key.ID, key.State)}
 	}
-	c, err := kube.connect()
-	if err != nil && len(where.urls) == 0 {
-		a.note("kekctl: warning: no cluster to find the nodes in, so only this one is watched; name them with --node (%s)", oneLine(err))
-	}
-	nodes, err := where.find(ctx, s.cfg, c)
+	nodes, err := a.watchedNodes(ctx, s, where, kube)
 	if err != nil {
 		return err
 	}
@@ -113,6 +109,26 @@ func (a *app) revoke(ctx context.Context, name string, yes bool, where nodeFlags
 	}
 	out.Nodes = a.awaitRefusal(ctx, nodes, key, begun, s.cfg.KeyRing.Refresh)
 	return a.printRevocation(out)
+}
+
+// watchedNodes finds the nodes. A cluster that does not answer, or is none, must not
+// hold up a revocation: then this node alone is watched, and the others look at the
+// ring by themselves.
+func (a *app) watchedNodes(ctx context.Context, s *session, where nodeFlags, kube kubeFlags) ([]node, error) {
+	if len(where.urls) > 0 {
+		return where.find(ctx, s.cfg, nil)
+	}
+	c, err := kube.connect()
+	if err == nil {
+		limited, cancel := context.WithTimeout(ctx, askTimeout)
+		defer cancel()
+		var nodes []node
+		if nodes, err = where.find(limited, s.cfg, c); err == nil {
+			return nodes, nil
+		}
+	}
+	a.note("kekctl: warning: no cluster to find the nodes in, so only this one is watched; name them with --node (%s)", oneLine(err))
+	return where.find(ctx, s.cfg, nil)
 }
 
 // noteObjects says how much will be unreadable.
