@@ -114,6 +114,25 @@ func TestTokenIsNotTouched(t *testing.T) {
 	}
 }
 
+// A token that says that it has no PIN has not looked at ours: nothing is latched, and
+// the next try may succeed. SoftHSM says so while another process logs in.
+func TestPINNotInitializedIsNoRefusal(t *testing.T) {
+	t.Parallel()
+	f := hsmtest.NewFake(t, nil)
+	must(t, hsmtest.SetFaults(f.Config.Module, "C_Login rv=0x102 n=1"))
+	if _, err := f.Open(t).Keys(t.Context()); err != nil {
+		t.Errorf("after one such answer: %v", err)
+	}
+	must(t, hsmtest.SetFaults(f.Config.Module, "C_Login rv=0x102"))
+	_, err := f.Open(t).Keys(t.Context())
+	if errors.Is(err, kek.ErrPIN) || !errors.Is(err, kek.ErrUnavailable) || hsm.Hint(err) == "" {
+		t.Errorf("got %v (hint %q), want ErrUnavailable with a hint", err, hsm.Hint(err))
+	}
+	if f.Latch.Set() {
+		t.Error("a PIN is latched that nobody refused")
+	}
+}
+
 func TestAllowFinalPINTry(t *testing.T) {
 	t.Parallel()
 	f := hsmtest.NewFake(t, func(token *hsmtest.FakeToken) { token.TriesLeft = 1 })

@@ -54,7 +54,7 @@ func judge(e p11.Error) (wire.Class, verdict) {
 	case pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_SESSION_COUNT:
 		return wire.ClassToken, pauseThenRetry
 	case pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_INVALID, pkcs11.CKR_PIN_LEN_RANGE,
-		pkcs11.CKR_PIN_EXPIRED, pkcs11.CKR_PIN_LOCKED, pkcs11.CKR_USER_PIN_NOT_INITIALIZED:
+		pkcs11.CKR_PIN_EXPIRED, pkcs11.CKR_PIN_LOCKED:
 		return wire.ClassPIN, giveUp
 	case pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_KEY_TYPE_INCONSISTENT,
 		pkcs11.CKR_KEY_SIZE_RANGE, pkcs11.CKR_MECHANISM_INVALID,
@@ -66,6 +66,9 @@ func judge(e p11.Error) (wire.Class, verdict) {
 		pkcs11.CKR_ATTRIBUTE_READ_ONLY, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID:
 		return wire.ClassRefused, giveUp
 	}
+	// CKR_USER_PIN_NOT_INITIALIZED is here too: the PIN was not looked at, so trying
+	// again costs nothing, and SoftHSM says it for a moment while another process
+	// logs in, which rewrites the token's file.
 	// CKR_GENERAL_ERROR, CKR_DEVICE_REMOVED, CKR_TOKEN_NOT_PRESENT, CKR_USER_NOT_LOGGED_IN,
 	// CKR_CRYPTOKI_NOT_INITIALIZED, vendors' codes and whatever is new.
 	return wire.ClassToken, giveUp

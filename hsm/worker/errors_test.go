@@ -45,7 +45,7 @@ func TestJudge(t *testing.T) {
 		{"C_Login", pkcs11.CKR_PIN_LEN_RANGE, wire.ClassPIN, giveUp},
 		{"C_Login", pkcs11.CKR_PIN_EXPIRED, wire.ClassPIN, giveUp},
 		{"C_Login", pkcs11.CKR_PIN_LOCKED, wire.ClassPIN, giveUp},
-		{"C_Login", pkcs11.CKR_USER_PIN_NOT_INITIALIZED, wire.ClassPIN, giveUp},
+		{"C_Login", pkcs11.CKR_USER_PIN_NOT_INITIALIZED, wire.ClassToken, giveUp},
 		{"C_EncryptInit", pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, wire.ClassRefused, giveUp},
 		{"C_EncryptInit", pkcs11.CKR_KEY_TYPE_INCONSISTENT, wire.ClassRefused, giveUp}, // NSS
 		{"C_EncryptInit", pkcs11.CKR_KEY_SIZE_RANGE, wire.ClassRefused, giveUp},

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sync"
@@ -117,7 +118,11 @@ func (w *Worker) Login(pin secret.Bytes, required bool) (int, error) {
 	if required {
 		if err := w.module.Login(h, pin); err != nil {
 			if e, ok := rvOf(err); !ok || e.RV != pkcs11.CKR_USER_ALREADY_LOGGED_IN {
-				return 0, failSetup("log in to the token", err)
+				failed := failSetup("log in to the token", err)
+				if e, ok := errors.AsType[*wire.Error](failed); ok && e.RV == pkcs11.CKR_USER_PIN_NOT_INITIALIZED {
+					e.Hint = "the token says that nobody has set a user PIN; set it by the vendor's tool"
+				}
+				return 0, failed
 			}
 		}
 	}
