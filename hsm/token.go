@@ -294,8 +294,10 @@ func (t *Token) observe(ctx context.Context, name string, op wire.Kind, again re
 func (t *Token) attempt(ctx context.Context, op wire.Kind, again repeat, meta any, sec secret.Bytes, reply any) (secret.Bytes, error) {
 	for tries := 1; ; tries++ {
 		p, err := t.sup.get(ctx)
-		if err != nil && tries == 1 && faulty(err) && ctx.Err() == nil {
-			continue // the worker died while it started, so nothing was asked yet
+		if err != nil && tries == 1 && (faulty(err) || isClass(err, wire.ClassSetup)) && ctx.Err() == nil {
+			// The worker died while it started, or found no token, as SoftHSM has it for
+			// a moment while another process logs in. Nothing was asked yet.
+			continue
 		}
 		if err != nil {
 			return nil, err
@@ -319,8 +321,12 @@ func faulty(err error) bool {
 	if errors.Is(err, errWorkerGone) {
 		return true
 	}
+	return isClass(err, wire.ClassToken)
+}
+
+func isClass(err error, c wire.Class) bool {
 	e, ok := errors.AsType[*wire.Error](err)
-	return ok && e.Class == wire.ClassToken
+	return ok && e.Class == c
 }
 
 // resultOf is an error's class as the metrics spell it.
