@@ -220,6 +220,7 @@ func TestAbsorbedInTheWorker(t *testing.T) {
 		"operation left active":        {"C_Encrypt rv=0x150 n=1", (*rig).wrap},
 		"operation not initialised":    {"C_Decrypt rv=0x91 n=1", (*rig).unwrap},
 		"key handle invalid":           {"C_EncryptInit rv=0x60 n=1", (*rig).wrap},
+		"token gone for a moment":      {"C_GetTokenInfo rv=0xe0 n=1", (*rig).keys},
 		"object handle invalid":        {"C_DecryptInit rv=0x82 n=1", (*rig).unwrap},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -281,16 +282,16 @@ func TestCuredByAnotherWorker(t *testing.T) {
 		fault string
 		run   func(*rig, context.Context) error
 	}{
-		"device error twice":      {"C_Encrypt rv=0x30 n=2", (*rig).wrap},
-		"session invalid twice":   {"C_EncryptInit rv=0xb3 n=2", (*rig).wrap},
-		"not logged in":           {"C_EncryptInit rv=0x101 n=1", (*rig).wrap},
-		"not initialised":         {"C_DecryptInit rv=0x190 n=1", (*rig).unwrap},
-		"general error encrypt":   {"C_Encrypt rv=0x5 n=1", (*rig).wrap},
-		"general error find":      {"C_FindObjects rv=0x5 n=1", (*rig).keys},
-		"device removed decrypt":  {"C_Decrypt rv=0x32 n=1", (*rig).unwrap},
-		"not logged in, late":     {"C_Decrypt rv=0x101 n=1", (*rig).unwrap},
-		"token gone for a moment": {"C_GetTokenInfo rv=0xe0 n=1", (*rig).keys},
-		"vendor's own code":       {"C_EncryptInit rv=0x80000123 n=1", (*rig).wrap},
+		"device error twice":     {"C_Encrypt rv=0x30 n=2", (*rig).wrap},
+		"session invalid twice":  {"C_EncryptInit rv=0xb3 n=2", (*rig).wrap},
+		"not logged in":          {"C_EncryptInit rv=0x101 n=1", (*rig).wrap},
+		"not initialised":        {"C_DecryptInit rv=0x190 n=1", (*rig).unwrap},
+		"general error encrypt":  {"C_Encrypt rv=0x5 n=1", (*rig).wrap},
+		"general error find":     {"C_FindObjects rv=0x5 n=1", (*rig).keys},
+		"device removed decrypt": {"C_Decrypt rv=0x32 n=1", (*rig).unwrap},
+		"not logged in, late":    {"C_Decrypt rv=0x101 n=1", (*rig).unwrap},
+		"token gone twice":       {"C_GetTokenInfo rv=0xe0 n=2", (*rig).keys},
+		"vendor's own code":      {"C_EncryptInit rv=0x80000123 n=1", (*rig).wrap},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -188,6 +188,7 @@ func ForeignAttributes(t *testing.T, label, id string) map[uint][]byte {
 	for _, a := range []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
+		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
 		pkcs11.NewAttribute(pkcs11.CKA_LABEL, label),
 		pkcs11.NewAttribute(pkcs11.CKA_ID, raw),
 		pkcs11.NewAttribute(pkcs11.CKA_ENCRYPT, true),

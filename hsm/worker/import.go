@@ -49,7 +49,7 @@ func (w *Worker) ImportState() (wire.ImportState, error) {
 	}
 	err = w.onSession("list what imports have left", func(s session) error {
 		state.Leftovers = state.Leftovers[:0]
-		objects, err := w.module.FindObjects(s.handle, []*pkcs11.Attribute{attr(pkcs11.CKA_LABEL, importLabel(w.ring))}, maxObjects)
+		objects, err := w.findObjects(s, attr(pkcs11.CKA_LABEL, importLabel(w.ring)))
 		if err != nil {
 			return err
 		}
@@ -271,9 +271,7 @@ func (w *Worker) ImportAbort(id kek.ID) error {
 func (w *Worker) importObjects(id kek.ID) ([]pkcs11.ObjectHandle, error) {
 	var found []pkcs11.ObjectHandle
 	err := w.onSession("find what the import left", func(s session) (err error) {
-		found, err = w.module.FindObjects(s.handle, []*pkcs11.Attribute{
-			attr(pkcs11.CKA_LABEL, importLabel(w.ring)), attr(pkcs11.CKA_ID, []byte(id)),
-		}, maxObjects)
+		found, err = w.findObjects(s, attr(pkcs11.CKA_LABEL, importLabel(w.ring)), attr(pkcs11.CKA_ID, []byte(id)))
 		return err
 	})
 	return found, err

@@ -15,6 +15,16 @@ const maxObjects = 10_000
 
 func attr(typ uint, value any) *pkcs11.Attribute { return pkcs11.NewAttribute(typ, value) }
 
+// findObjects searches the token. It asks for finished objects of the token only:
+// SoftHSM 2.6 lets other processes see an object while it is being made, and when
+// one of them then reads an attribute, the module gives the object all attributes
+// that it lacks so far and writes that to disk, over what the maker has written in
+// the meantime. The new key is lost. Until an object is finished there its
+// CKA_TOKEN is false, and a search compares attributes without that effect.
+func (w *Worker) findObjects(s session, template ...*pkcs11.Attribute) ([]pkcs11.ObjectHandle, error) {
+	return w.module.FindObjects(s.handle, append(template, attr(pkcs11.CKA_TOKEN, true)), maxObjects)
+}
+
 // ofRing reports whether a CKA_LABEL belongs to the ring: the ring's own label,
 // or that label with a suffix that marks a state.
 func ofRing(label, ring string) bool {
@@ -87,9 +97,8 @@ func (w *Worker) scan() ([]candidate, error) {
 		if err != nil {
 			return err
 		}
-		objects, err := w.module.FindObjects(s.handle, []*pkcs11.Attribute{
-			attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
-		}, maxObjects)
+		objects, err := w.findObjects(s,
+			attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES))
 		if err != nil {
 			return err
 		}
@@ -133,7 +142,7 @@ func (w *Worker) companions(s session, id *kek.ID) (map[kek.ID]pkcs11.ObjectHand
 	if id != nil {
 		template = append(template, attr(pkcs11.CKA_ID, []byte(*id+hmacSuffix)))
 	}
-	objects, err := w.module.FindObjects(s.handle, template, maxObjects)
+	objects, err := w.findObjects(s, template...)
 	if err != nil {
 		return nil, err
 	}
@@ -226,10 +235,9 @@ func (w *Worker) find(id kek.ID) (*handle, error) {
 func (w *Worker) search(id kek.ID) (*candidate, error) {
 	var found []candidate
 	err := w.onSession("find key "+id.String(), func(s session) error {
-		objects, err := w.module.FindObjects(s.handle, []*pkcs11.Attribute{
+		objects, err := w.findObjects(s,
 			attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
-			attr(pkcs11.CKA_ID, []byte(id)),
-		}, maxObjects)
+			attr(pkcs11.CKA_ID, []byte(id)))
 		if err != nil {
 			return err
 		}

@@ -206,6 +206,17 @@ func (w *Worker) onKey(text string, id kek.ID, ask bool, fn func(s session, k *h
 // tokenAnswers checks that the token is still there and still the same, since
 // some modules report an empty token as success when it is gone.
 func (w *Worker) tokenAnswers() error {
+	err := w.askToken()
+	if err != nil {
+		// While another process logs in, SoftHSM has no token or one without a serial
+		// for a moment.
+		time.Sleep(retryPause)
+		err = w.askToken()
+	}
+	return err
+}
+
+func (w *Worker) askToken() error {
 	info, err := w.module.GetTokenInfo(w.slot)
 	if err != nil {
 		return fail("ask the token for its state", err)

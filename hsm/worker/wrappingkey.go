@@ -63,10 +63,9 @@ func (w *Worker) pairs() ([]pair, error) {
 	var found []pair
 	err := w.onSession("list the one-time key pairs", func(s session) error {
 		found = nil
-		objects, err := w.module.FindObjects(s.handle, []*pkcs11.Attribute{
+		objects, err := w.findObjects(s,
 			attr(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_RSA),
-			attr(pkcs11.CKA_LABEL, importLabel(w.ring)),
-		}, maxObjects)
+			attr(pkcs11.CKA_LABEL, importLabel(w.ring)))
 		if err != nil {
 			return err
 		}
@@ -110,9 +109,8 @@ func noWrappingKey(id kek.ID) *wire.Error {
 func (w *Worker) unwrapper(id kek.ID, class, keyType uint, more ...*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 	var found []pkcs11.ObjectHandle
 	err := w.onSession("find the wrapping key", func(s session) (err error) {
-		found, err = w.module.FindObjects(s.handle, append([]*pkcs11.Attribute{
-			attr(pkcs11.CKA_CLASS, class), attr(pkcs11.CKA_KEY_TYPE, keyType), attr(pkcs11.CKA_ID, []byte(id)),
-		}, more...), maxObjects)
+		found, err = w.findObjects(s, append(more,
+			attr(pkcs11.CKA_CLASS, class), attr(pkcs11.CKA_KEY_TYPE, keyType), attr(pkcs11.CKA_ID, []byte(id)))...)
 		return err
 	})
 	switch {
