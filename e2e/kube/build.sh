@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Builds etcd, kube-apiserver and kube-controller-manager, at the versions that go.mod beside this file
-# names, into a cache, and prints the directory as the only line on stdout. What
-# is cached is not built again; everything else goes to stderr.
+# Builds etcd, Kubernetes' binaries or kind, at the versions that go.mod beside
+# this file names, into a cache, and prints the directory as the only line on
+# stdout. What is cached is not built again; everything else goes to stderr.
+#
+#   build.sh [NAME...]   default: etcd kube-apiserver kube-controller-manager
+#   build.sh all         what a kind node needs besides, and kind itself
 #
 #   KEKD_CACHE  the cache, default ~/.cache/kekd
 #   GO          the go command, default go
@@ -31,7 +34,24 @@ key=$({
 } | sha256sum | cut -c1-16)
 dir=$cache/$key
 
-complete() { [[ -x $dir/etcd && -x $dir/kube-apiserver && -x $dir/kube-controller-manager ]]; }
+names=("$@")
+case ${1:-} in
+'') names=(etcd kube-apiserver kube-controller-manager) ;;
+all) names=(etcd kube-apiserver kube-controller-manager kube-scheduler kubeadm kubelet kubectl kind) ;;
+esac
+
+package() {
+	case $1 in
+	etcd) echo go.etcd.io/etcd/server/v3 ;;
+	kind) echo sigs.k8s.io/kind ;;
+	*) echo "k8s.io/kubernetes/cmd/$1" ;;
+	esac
+}
+
+complete() {
+	local name
+	for name in "${names[@]}"; do [[ -x $dir/$name ]] || return 1; done
+}
 
 if ! complete; then
 	mkdir -p -- "$cache"
@@ -44,12 +64,12 @@ if ! complete; then
 	rm -rf -- "$cache/$key".tmp.* # of a build that was killed: the lock is ours
 	tmp=$(mktemp -d -- "$cache/$key.tmp.XXXXXX")
 	trap 'rm -rf -- "$tmp"' EXIT
-	echo "build.sh: building etcd and Kubernetes $version, some minutes the first time" >&2
-	"$go" build -trimpath -ldflags="$ldflags" -o "$tmp/etcd" go.etcd.io/etcd/server/v3 >&2
-	"$go" build -trimpath -ldflags="$ldflags" -o "$tmp/kube-apiserver" k8s.io/kubernetes/cmd/kube-apiserver >&2
-	"$go" build -trimpath -ldflags="$ldflags" -o "$tmp/kube-controller-manager" k8s.io/kubernetes/cmd/kube-controller-manager >&2
-	chmod 0755 -- "$tmp"
-	rm -rf -- "$dir" # half of it may be there if somebody tidied the cache
-	mv -T -- "$tmp" "$dir"
+	mkdir -p -- "$dir"
+	for name in "${names[@]}"; do
+		[[ ! -x $dir/$name ]] || continue
+		echo "build.sh: building $name for Kubernetes $version, some minutes the first time" >&2
+		"$go" build -trimpath -ldflags="$ldflags" -o "$tmp/$name" "$(package "$name")" >&2
+		mv -T -- "$tmp/$name" "$dir/$name"
+	done
 fi
 echo "$dir"
