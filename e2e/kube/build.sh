@@ -37,12 +37,13 @@ dir=$cache/$key
 names=("$@")
 case ${1:-} in
 '') names=(etcd kube-apiserver kube-controller-manager) ;;
-all) names=(etcd kube-apiserver kube-controller-manager kube-scheduler kubeadm kubelet kubectl kind) ;;
+all) names=(etcd kube-apiserver kube-controller-manager kube-scheduler kubeadm kubelet kubectl etcdctl etcdutl kind) ;;
 esac
 
 package() {
 	case $1 in
 	etcd) echo go.etcd.io/etcd/server/v3 ;;
+	etcdctl | etcdutl) echo "go.etcd.io/etcd/$1/v3" ;;
 	kind) echo sigs.k8s.io/kind ;;
 	*) echo "k8s.io/kubernetes/cmd/$1" ;;
 	esac

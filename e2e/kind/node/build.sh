@@ -22,7 +22,7 @@ kind=$(cd ../../kube && go list -m -f '{{.Dir}}' sigs.k8s.io/kind)/images/base/f
 version=$(cd ../../kube && go list -m -f '{{.Version}}' k8s.io/kubernetes)
 
 key=$({
-	cat -- "$here"/* ../runc/main.go ../pause/main.go
+	cat -- "$here"/* ../*/main.go
 	echo "$suite $packages $bin $kind"
 } | sha256sum | cut -c1-12)
 image=kekd-kind-node:$version-$key
@@ -95,20 +95,25 @@ pause=$(sed -n 's/^ *sandbox_image = "\(.*\)"$/\1/p' "$root"/etc/containerd/conf
 "$bin"/kubeadm config images list --kubernetes-version "$version" >"$work/names"
 (cd ../.. && CGO_ENABLED=0 go build -trimpath -o "$work/pause" ./kind/pause)
 names=("$pause")
-one() { # PROGRAM NAME FILE
+one() { # NAME PROGRAM...
+	local name=$1 p
+	shift
 	mkdir -p -- "$work/$1.d/usr/local/bin"
-	install -m 0755 -- "$3" "$work/$1.d/usr/local/bin/$1"
+	for p; do
+		if [[ $p == pause ]]; then p=$work/pause; else p=$bin/$p; fi
+		install -m 0755 -- "$p" "$work/$1.d/usr/local/bin/"
+	done
 	tar -C "$work/$1.d" --owner=0 --group=0 -c . |
-		docker import --change "ENTRYPOINT [\"/usr/local/bin/$1\"]" --change 'ENV PATH=/usr/local/bin' - "$2" >/dev/null
+		docker import --change "ENTRYPOINT [\"/usr/local/bin/$1\"]" --change 'ENV PATH=/usr/local/bin' - "$name" >/dev/null
 	rm -rf -- "$work/$1.d"
-	names+=("$2")
+	names+=("$name")
 }
 
 for p in kube-apiserver kube-controller-manager kube-scheduler etcd pause; do
 	name=$(grep -E "/$p:" "$work/names") || { echo "kubeadm asks for no image of $p"; exit 1; }
-	file=$bin/$p
-	[[ $p != pause ]] || file=$work/pause
-	one "$p" "$name" "$file"
+	also=()
+	[[ $p != etcd ]] || also=(etcdctl etcdutl) # in the published image as well
+	one "$name" "$p" "${also[@]}"
 done
 docker tag "$(grep /pause: "$work/names")" "$pause" # the same image twice where the names differ
 docker save -o "$root"/control-plane.tar "${names[@]}"
@@ -135,4 +140,15 @@ EOF
 docker rm -v "$container" >/dev/null
 container=
 docker rmi --no-prune kekd-kind-node:building >/dev/null
+docker image ls -q --filter "before=$image" kekd-kind-node | xargs -r docker rmi >/dev/null || true # of older versions
+
+# kind's load balancer, for clusters of several control-plane nodes.
+balancer=$(sed -n 's/^const Image = "\(.*\)"$/\1/p' "$kind/../../../pkg/cluster/internal/loadbalancer/const.go")
+mkdir -- "$work/balancer"
+(cd ../.. && CGO_ENABLED=0 go build -trimpath -o "$work/balancer/envoy" ./kind/envoy)
+docker build -q -t "$balancer" -f - "$work/balancer" >/dev/null <<-EOF
+	FROM $image
+	COPY envoy /usr/local/bin/envoy
+	ENTRYPOINT []
+EOF
 echo "$image" >&3
