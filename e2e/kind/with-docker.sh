@@ -35,10 +35,6 @@ cleanup() {
 	trap - EXIT
 	kill "$dockerd" 2>/dev/null || true
 	wait "$dockerd" 2>/dev/null || true
-	if [[ $status != 0 ]]; then
-		echo "with-docker.sh: the end of dockerd's log:" >&2
-		tail -n 20 "$run/log" >&2 || true
-	fi
 	umount "$run"/exec/netns/* 2>/dev/null || true
 	rm -rf -- "$run"
 	exit "$status"
@@ -51,7 +47,8 @@ export DOCKER_HOST=unix://$run/docker.sock
 for ((i = 0; ; i++)); do
 	docker info >/dev/null 2>&1 && break
 	if ((i == 300)) || ! kill -0 "$dockerd" 2>/dev/null; then
-		echo "with-docker.sh: dockerd does not answer" >&2
+		echo "with-docker.sh: dockerd does not answer; the end of its log:" >&2
+		tail -n 20 "$run/log" >&2
 		exit 1
 	fi
 	sleep 0.2
