@@ -10,12 +10,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 )
 
@@ -37,7 +37,6 @@ type cluster struct {
 	kubeconfig string
 	nodes      []string
 	client     *kubernetes.Clientset
-	doc        *document
 }
 
 // options say how to make a cluster.
@@ -46,8 +45,6 @@ type options struct {
 	config string
 	// image is the node image, the plain one by default.
 	image string
-	// env is for commands of the document.
-	env []string
 }
 
 // plainConfig is the configuration of a cluster without kekd. Without a network
@@ -78,12 +75,24 @@ kubeadmConfigPatches:
 // newCluster makes a cluster that ends with the test.
 func newCluster(t *testing.T, name string, o options) *cluster {
 	t.Helper()
-	c := &cluster{name: "kekd-" + name, kubeconfig: filepath.Join(t.TempDir(), "kubeconfig"), doc: readDocument(t)}
+	c := &cluster{name: "kekd-" + name, kubeconfig: filepath.Join(t.TempDir(), "kubeconfig")}
 	config := filepath.Join(t.TempDir(), "kind.yaml")
 	must(t, os.WriteFile(config, []byte(o.config), 0o600))
 	if o.image == "" {
 		o.image = setting(t, "KEKD_NODE_IMAGE")
 	}
+	c.endWith(t)
+	begun := time.Now()
+	args := []string{"create", "cluster", "--name", c.name, "--image", o.image, "--config", config, "--kubeconfig", c.kubeconfig, "--wait", "180s", "--retain"}
+	host(t, kind(t), args...)
+	t.Logf("the cluster came up in %v", time.Since(begun).Round(time.Second))
+	c.connect(t)
+	return c
+}
+
+// endWith deletes the cluster, one of an earlier run now and this one with the test.
+func (c *cluster) endWith(t *testing.T) {
+	t.Helper()
 	host(t, kind(t), "delete", "cluster", "--name", c.name)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -91,35 +100,22 @@ func newCluster(t *testing.T, name string, o options) *cluster {
 		}
 		host(t, kind(t), "delete", "cluster", "--name", c.name)
 	})
-	begun := time.Now()
-	args := []string{"create", "cluster", "--name", c.name, "--image", o.image, "--config", config, "--kubeconfig", c.kubeconfig, "--wait", "180s", "--retain"}
-	host(t, kind(t), args...)
-	t.Logf("the cluster came up in %v", time.Since(begun).Round(time.Second))
+}
+
+func (c *cluster) connect(t *testing.T) {
+	t.Helper()
 	for node := range strings.FieldsSeq(host(t, kind(t), "get", "nodes", "--name", c.name)) {
 		if strings.Contains(node, "control-plane") {
 			c.nodes = append(c.nodes, node)
 		}
 	}
-	c.connect(t)
-	return c
-}
-
-func (c *cluster) connect(t *testing.T) {
-	t.Helper()
+	slices.Sort(c.nodes)
 	config, err := clientcmd.BuildConfigFromFlags("", c.kubeconfig)
 	must(t, err)
-	c.client = client(t, config)
-}
-
-// client is made anew where a connection must not be kept: the API server behind the
-// address is restarted.
-func client(t *testing.T, config *rest.Config) *kubernetes.Clientset {
-	t.Helper()
 	config.QPS, config.Burst = 500, 500
 	config.Timeout = 10 * time.Second
-	k, err := kubernetes.NewForConfig(config)
+	c.client, err = kubernetes.NewForConfig(config)
 	must(t, err)
-	return k
 }
 
 func kind(tb testing.TB) string { return filepath.Join(setting(tb, "KEKD_KUBE_BIN"), "kind") }
@@ -177,7 +173,7 @@ func (c *cluster) tryOn(node, script string, env ...string) (string, error) {
 func (c *cluster) step(t *testing.T, node, name string, env ...string) string {
 	t.Helper()
 	begun := time.Now()
-	out := c.on(t, node, c.doc.step(t, name), env...)
+	out := c.on(t, node, step(t, name), env...)
 	t.Logf("%s: step %s took %v", node, name, time.Since(begun).Round(100*time.Millisecond))
 	return out
 }
@@ -242,4 +238,31 @@ func (c *cluster) kekdReady(tb testing.TB, node string, within time.Duration) ti
 		}
 		return err
 	})
+}
+
+// reloads runs change, which replaces the EncryptionConfiguration of nodes, and waits
+// until the API server of each has taken it up, which it does each minute.
+func (c *cluster) reloads(t *testing.T, nodes []string, change func()) {
+	t.Helper()
+	count := func(node string) string {
+		out, err := c.tryOn(node, `kubectl --server "https://$(hostname -I | cut -d' ' -f1):6443" get --raw /metrics |
+			grep '^apiserver_encryption_config_controller_automatic_reloads_total{.*status="success"}' || true`)
+		if err != nil {
+			return err.Error()
+		}
+		return out
+	}
+	before := map[string]string{}
+	for _, node := range nodes {
+		before[node] = count(node)
+	}
+	change()
+	for _, node := range nodes {
+		eventually(t, 2*time.Minute, "the API server of "+node+" reads its EncryptionConfiguration", func() error {
+			if now := count(node); now == before[node] {
+				return fmt.Errorf("reloads: %s", now)
+			}
+			return nil
+		})
+	}
 }
