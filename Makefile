@@ -9,8 +9,19 @@ SHELL       := /bin/bash
 KEKD_CACHE ?= $(HOME)/.cache/kekd
 export KEKD_CACHE
 
+# The name of the images, and what their tag begins with.
+IMAGE   ?= kekd
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+export IMAGE VERSION
+
 GOLANGCI_VERSION := v2.15.0
 GOLANGCI := $(KEKD_CACHE)/tools/golangci-lint-$(GOLANGCI_VERSION)/golangci-lint
+
+SYFT_VERSION := v1.57.1
+SYFT := $(KEKD_CACHE)/tools/syft-$(SYFT_VERSION)/syft
+
+# Runs a command with the Docker daemon that answers, or one of its own.
+WITH_DOCKER := e2e/kind/with-docker.sh
 
 # -buildvcs=auto puts the commit into `kekd version`.
 BUILD := CGO_ENABLED=1 go build -trimpath -buildvcs=auto
@@ -74,17 +85,43 @@ e2e: deps-test build ## Run kekd under a real kube-apiserver and etcd
 	KEKD_KUBE_BIN="$$bin" KEKD_BIN=$(CURDIR)/bin/kekd KEKCTL_BIN=$(CURDIR)/bin/kekctl KEKD_CLOCK_BIN=$(CURDIR)/bin/e2e/kekd-clock \
 	go test -count=1 -timeout=30m -v -p 1 ./cluster/... ./inventory/... ./portforward/... ./rotation/...
 
+.PHONY: image
+image: deps-image ## Build IMAGE:VERSION and IMAGE:VERSION-softhsm, and save them to dist/ (OFFLINE=1: ask no registry)
+	$(WITH_DOCKER) bash -c 'e2e/image/build.sh && mkdir -p dist && \
+	  for i in "$(IMAGE):$(VERSION)" "$(IMAGE):$(VERSION)-softhsm"; do f="dist/$$(basename "$${i%%:*}")-$${i##*:}.tar"; docker save -o "$$f" "$$i"; echo "$$f"; done'
+
+.PHONY: sbom
+sbom: deps-image $(SYFT) ## Write the images' bills of material (SPDX) to dist/
+	$(WITH_DOCKER) bash -c 'e2e/image/build.sh && SYFT=$(SYFT) e2e/image/sbom.sh'
+
+.PHONY: e2e-image
+e2e-image: deps-image $(SYFT) ## Build the images and test them
+	$(WITH_DOCKER) bash -c 'e2e/image/build.sh && SYFT=$(SYFT) e2e/image/sbom.sh && \
+	  cd e2e && KEKD_IMAGE=$(IMAGE) KEKD_VERSION=$(VERSION) go test -count=1 -v ./image/...'
+
+.PHONY: kind-node-image
+kind-node-image: deps-image ## Build a kind node image from Debian packages and Kubernetes' own sources
+	@$(WITH_DOCKER) e2e/kind/node/build.sh
+
+.PHONY: e2e-kind
+e2e-kind: deps-image ## Install kekd in kind by docs/install.md's own commands, and break things (FLAGS="-run TestKubeadm")
+	$(WITH_DOCKER) e2e/kind/run.sh $(FLAGS)
+
+$(SYFT):
+	GOBIN=$(dir $@) go install github.com/anchore/syft/cmd/syft@$(SYFT_VERSION)
+
 .PHONY: clean
 clean: ## Remove what the targets built in the checkout
-	rm -rf bin .run .run-bench
+	rm -rf bin dist .run .run-bench
 
 # Debian packages. Only what is missing is installed, by root or through sudo.
-.PHONY: deps deps-build deps-run deps-test
+.PHONY: deps deps-build deps-run deps-test deps-image
 deps: deps-test ## Install the Debian packages that building and testing need
 deps-build: PACKAGES := gcc libc6-dev git
 deps-run:   PACKAGES := gcc libc6-dev git softhsm2
-deps-test:  PACKAGES := gcc libc6-dev git softhsm2 opensc openssl libnss3 libnss3-tools
-deps-build deps-run deps-test:
+deps-test:  PACKAGES := gcc libc6-dev git softhsm2 opensc openssl libnss3 libnss3-tools systemd
+deps-image: PACKAGES := gcc libc6-dev git jq docker.io iptables debootstrap procps
+deps-build deps-run deps-test deps-image:
 	@missing=""; for p in $(PACKAGES); do \
 	  dpkg-query -W -f='$${Status}' "$$p" 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then \

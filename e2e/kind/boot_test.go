@@ -16,6 +16,7 @@ const fatal = 60 * time.Second
 // docs/install.md encrypts, which it must survive, and with all of them, which it does
 // not, and which is why the document says so.
 func TestBootOrder(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, "boot", options{config: plainConfig(1)})
 	node := c.nodes[0]
 	c.install(t, setting(t, "KEKD_SOFTHSM_IMAGE"))

@@ -198,7 +198,7 @@ func (c *cluster) report(t *testing.T) {
 	for _, node := range c.nodes {
 		out, err := c.tryOn(node, `
 			ls -la /run/kekd /var/lib/kekd /etc/kekd /etc/kubernetes/manifests || true
-			for f in /var/log/containers/kekd-*.log /var/log/containers/kube-apiserver-*.log; do echo "== $f"; tail -n 15 "$f" || true; done
+			for f in /var/log/containers/kekd-*.log /var/log/containers/kube-apiserver-*.log; do echo "== $f"; tail -n 15 "$f" | cut -c1-400 || true; done
 			journalctl -u kekd --no-pager -n 25 || true
 			journalctl -u kubelet --no-pager | grep -E ' [EW][0-9]{4} ' | tail -n 15 | cut -c1-400 || true`)
 		t.Logf("%s: %v\n%s", node, err, out)

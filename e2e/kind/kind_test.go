@@ -13,6 +13,7 @@ import (
 // TestKind makes the encrypted cluster of docs/install.md's section on kind: kekd and
 // the first API server start together, out of nothing.
 func TestKind(t *testing.T) {
+	t.Parallel()
 	image := setting(t, "KEKD_SOFTHSM_IMAGE")
 	c := &cluster{name: "kekd", kubeconfig: filepath.Join(t.TempDir(), "kubeconfig")}
 	c.endWith(t)

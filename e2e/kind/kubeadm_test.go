@@ -147,6 +147,7 @@ func (c *cluster) install(t *testing.T, image string) {
 // TestKubeadm takes a running cluster through all that docs/install.md has for
 // kubeadm: encryption switched on, what happens to a node afterwards, and off again.
 func TestKubeadm(t *testing.T) {
+	t.Parallel()
 	image := setting(t, "KEKD_SOFTHSM_IMAGE")
 	c := newCluster(t, "kubeadm", options{config: plainConfig(1)})
 	node := c.nodes[0]

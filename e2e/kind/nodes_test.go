@@ -14,6 +14,7 @@ import (
 // the two rounds that docs/install.md has for API servers that run, and rotates, once
 // with all nodes and once while one of them is down.
 func TestThreeNodes(t *testing.T) {
+	t.Parallel()
 	image := setting(t, "KEKD_SOFTHSM_IMAGE")
 	tokens := filepath.Join(t.TempDir(), "tokens")
 	must(t, os.Mkdir(tokens, 0o700))
@@ -111,7 +112,7 @@ func TestThreeNodes(t *testing.T) {
 
 // status is the key_id that a node's kekd encrypts under; empty when it does not say.
 func (c *cluster) status(node string) string {
-	out, err := c.tryOn(node, "curl -sS -m 2 http://127.0.0.1:8780/status | jq -r .keyID")
+	out, err := c.tryOn(node, "curl -sS -m 2 http://127.0.0.1:8780/status | jq -r .health.keyID")
 	if err != nil {
 		return ""
 	}

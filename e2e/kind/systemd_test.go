@@ -15,6 +15,7 @@ const maxExposure = 15
 // TestSystemd has systemd run kekd on a node, as docs/install.md says, and the API
 // server of that node encrypt by it.
 func TestSystemd(t *testing.T) {
+	t.Parallel()
 	image := setting(t, "KEKD_SOFTHSM_IMAGE")
 	c := newCluster(t, "systemd", options{config: plainConfig(1)})
 	node := c.nodes[0]

@@ -86,6 +86,7 @@ func (c *cluster) outages(t *testing.T, what, secret string) (stop func() (secre
 				}
 				time.Sleep(20 * time.Millisecond)
 			}
+			longest[i] = max(longest[i], time.Since(good)) // it may not be over
 		})
 	}
 	return func() (secrets, api time.Duration) {
