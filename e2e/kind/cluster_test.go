@@ -229,9 +229,9 @@ func eventually(tb testing.TB, within time.Duration, what string, fn func() erro
 }
 
 // kekdReady waits until the kekd of a node is ready.
-func (c *cluster) kekdReady(tb testing.TB, node string, within time.Duration) time.Duration {
+func (c *cluster) kekdReady(tb testing.TB, node string, within time.Duration) {
 	tb.Helper()
-	return eventually(tb, within, "kekd on "+node+" is ready", func() error {
+	eventually(tb, within, "kekd on "+node+" is ready", func() error {
 		out, err := c.tryOn(node, "curl -sS -m 2 http://127.0.0.1:8780/readyz")
 		if err == nil && strings.TrimSpace(out) != "ready" {
 			err = errors.New(out)

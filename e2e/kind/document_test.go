@@ -86,7 +86,7 @@ func TestEveryCommandIsAStep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range strings.Split(string(b), "\n") {
+	for line := range strings.SplitSeq(string(b), "\n") {
 		if l := strings.TrimSpace(line); strings.HasPrefix(l, "```sh") && !regexp.MustCompile("^```sh step=(kubeadm|kind|systemd)-[a-z0-9-]+$").MatchString(l) {
 			t.Errorf("docs/install.md: a block of commands without a step's name: %s", l)
 		}

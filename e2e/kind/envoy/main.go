@@ -31,20 +31,20 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	var turn atomic.Uint64
+	var turn atomic.Int32
 	for {
 		c, err := l.Accept()
 		if err != nil {
 			log.Fatal(err)
 		}
-		go serve(c, int(turn.Add(1)))
+		go serve(c, int(turn.Add(1)&0xffff))
 	}
 }
 
 // addresses reads the addresses of a configuration file, anew each time, since kind
 // replaces it when a node joins.
 func addresses(name string) ([]string, error) {
-	b, err := os.ReadFile(filepath.Join(dir, name))
+	b, err := os.ReadFile(filepath.Join(dir, name)) //nolint:gosec // kind's files
 	if err != nil {
 		return nil, err
 	}

@@ -29,12 +29,11 @@ const capability = "CAP_SYS_RESOURCE"
 const realRunc = "/usr/sbin/runc"
 
 func main() {
-	if err := run(os.Args); err != nil {
-		fmt.Fprintf(os.Stderr, "runc wrapper: %v\n", err)
-		os.Exit(1)
-	}
+	fmt.Fprintf(os.Stderr, "runc wrapper: %v\n", run(os.Args))
+	os.Exit(1)
 }
 
+// run returns only if it can't become runc.
 func run(args []string) error {
 	has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0)
 	if err != nil {
@@ -51,7 +50,8 @@ func run(args []string) error {
 	if p := os.Getenv("KEKD_RUNC"); p != "" {
 		runc = p
 	}
-	return fmt.Errorf("execute %s: %w", runc, syscall.Exec(runc, append([]string{runc}, args[1:]...), os.Environ()))
+	err = syscall.Exec(runc, append([]string{runc}, args[1:]...), os.Environ()) //nolint:gosec // that is what it is for
+	return fmt.Errorf("execute %s: %w", runc, err)
 }
 
 // files names what a command line of runc reads: the bundle's configuration, and
@@ -86,7 +86,7 @@ func files(args []string) []string {
 }
 
 func rewrite(path string) error {
-	old, err := os.ReadFile(path)
+	old, err := os.ReadFile(path) //nolint:gosec // named by who runs runc
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // runc says so better
 	}
