@@ -52,7 +52,7 @@ race: deps-test build ## Run the tests under the race detector
 
 .PHONY: lint
 lint: $(GOLANGCI) ## Check formatting, style and the directions of imports
-	@test -z "$$(gofmt -l cmd hsm internal keycache plugin e2e)" || { gofmt -l cmd hsm internal keycache plugin e2e; echo 'run gofmt -w on these files'; exit 1; }
+	@test -z "$$(gofmt -l cmd hsm internal keycache manifests plugin e2e)" || { gofmt -l cmd hsm internal keycache manifests plugin e2e; echo 'run gofmt -w on these files'; exit 1; }
 	go mod tidy -diff
 	cd e2e && go mod tidy -diff
 	$(GOLANGCI) run ./...

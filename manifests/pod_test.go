@@ -7,8 +7,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"os/exec"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -312,51 +310,5 @@ func TestKind(t *testing.T) {
 	decode(t, read(t, "kube-apiserver/kubeadm.yaml"), &want)
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("patch and kube-apiserver/kubeadm.yaml (-want +got):\n%s", d)
-	}
-}
-
-// prepare.sh at work: docker is a stand-in that notes how it is called.
-func TestKindPrepare(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("prepare.sh gives files to kekd's user, which takes root")
-	}
-	bin, dir := t.TempDir(), filepath.Join(t.TempDir(), "kekd-kind")
-	write(t, filepath.Join(bin, "docker"), "#!/bin/sh\necho \"$@\" >>"+bin+"/calls\nif [ \"$1\" = save ]; then : >\"$3\"; fi\n")
-	write(t, filepath.Join(bin, "kubectl"), "#!/bin/sh\necho '    image: kekd:dev-softhsm'\n")
-	for _, name := range []string{"docker", "kubectl"} {
-		if err := os.Chmod(filepath.Join(bin, name), 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	prepare := func() ([]byte, error) {
-		cmd := exec.Command("kind/prepare.sh", dir, "example.com/kekd:v1-softhsm")
-		cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"))
-		return cmd.CombinedOutput()
-	}
-	if out, err := prepare(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	var k kindConfig
-	decode(t, read(t, filepath.Join(dir, "kind.yaml")), &k)
-	for _, m := range k.Nodes[0].ExtraMounts {
-		if _, err := os.Stat(filepath.Join(dir, m.HostPath)); err != nil {
-			t.Error(err)
-		}
-	}
-	if got := read(t, filepath.Join(dir, "kekd.yaml")); got != "    image: example.com/kekd:v1-softhsm\n" {
-		t.Errorf("kekd.yaml has %q", got)
-	}
-	if info, err := os.Stat(filepath.Join(dir, "etc-kekd/pin")); err != nil || info.Mode() != 0o600 || info.Size() < 8 {
-		t.Errorf("the PIN's file is %v, %v", info, err)
-	}
-	calls := read(t, filepath.Join(bin, "calls"))
-	for _, want := range []string{"softhsm2-util", "kekctl example.com/kekd:v1-softhsm key create --yes", fmt.Sprintf("--user %d:%d", uid, uid)} {
-		if !strings.Contains(calls, want) {
-			t.Errorf("docker is not asked for %q:\n%s", want, calls)
-		}
-	}
-	// A second time it must not make another token, whose key would be another.
-	if out, err := prepare(); err == nil {
-		t.Errorf("a second time:\n%s", out)
 	}
 }

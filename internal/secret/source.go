@@ -82,7 +82,7 @@ func (s FileSource) check(info fs.FileInfo) error {
 		return fmt.Errorf("inspect %s: the owner is unknown", s.Path)
 	}
 	if user := os.Geteuid(); stat.Uid != 0 && int(stat.Uid) != user {
-		return fmt.Errorf("%s belongs to uid %d, who could replace it; run chown %d %s", s.Path, stat.Uid, user, s.Path)
+		return fmt.Errorf("%s belongs to uid %d, who could replace it; run this as that user, or chown %d %s", s.Path, stat.Uid, user, s.Path)
 	}
 	if mode := info.Mode().Perm(); mode&0o066 != 0 && !s.AllowOpen {
 		return fmt.Errorf("%s has mode %#o, so its group or others can read or write it; run chmod 0600 %s, "+

@@ -153,7 +153,7 @@ func TestFileSourceRefusesAForeignOwner(t *testing.T) {
 			if (err == nil) != tc.accept {
 				t.Fatalf("check() = %v, want accepted: %v", err, tc.accept)
 			}
-			if err != nil && !strings.Contains(err.Error(), "run chown ") {
+			if err != nil && !strings.Contains(err.Error(), "chown ") {
 				t.Errorf("error %q has no remedy", err)
 			}
 		})

@@ -64,7 +64,7 @@ func check(path string) error {
 			path, info.Mode().Perm(), path)
 	}
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok && stat.Uid != 0 && int(stat.Uid) != os.Geteuid() {
-		return fmt.Errorf("check the state directory: %s belongs to user %d; run chown %d %s",
+		return fmt.Errorf("check the state directory: %s belongs to user %d; run this as that user, or chown %d %s",
 			path, stat.Uid, os.Geteuid(), path)
 	}
 	return nil
