@@ -99,6 +99,10 @@ e2e-image: deps-image $(SYFT) ## Build the images and test them
 	$(WITH_DOCKER) bash -c 'e2e/image/build.sh && SYFT=$(SYFT) e2e/image/sbom.sh && \
 	  cd e2e && KEKD_IMAGE=$(IMAGE) KEKD_VERSION=$(VERSION) go test -count=1 -v ./image/...'
 
+.PHONY: reproduce
+reproduce: deps-image ## Build the image twice from nothing and compare binaries and layers
+	$(WITH_DOCKER) e2e/image/build.sh reproduce
+
 .PHONY: kind-node-image
 kind-node-image: deps-image ## Build a kind node image from Debian packages and Kubernetes' own sources
 	@$(WITH_DOCKER) e2e/kind/node/build.sh

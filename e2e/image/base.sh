@@ -142,7 +142,7 @@ rm -rf --one-file-system -- "$cache"/tmp.* # of runs that were killed: the lock 
 find "$cache" -mindepth 1 -maxdepth 1 -type d ! -name "$key" -mtime +30 -exec rm -rf {} +
 tmp=$(mktemp -d -- "$cache/tmp.XXXXXX")
 # Modules in Go's cache are read-only.
-trap 'chmod -R u+w -- "$tmp"; rm -rf --one-file-system -- "$tmp"' EXIT
+trap '[[ ! -d $tmp/mod ]] || chmod -R u+w -- "$tmp/mod"; rm -rf --one-file-system -- "$tmp"' EXIT
 
 [[ ${1:---refresh} = --refresh ]] || die "unknown argument '$1'"
 if [[ ${1:-} = --refresh || ! -f $dir/builder.tar ]]; then
