@@ -124,7 +124,7 @@ deps: deps-test ## Install the Debian packages that building and testing need
 deps-build: PACKAGES := gcc libc6-dev git
 deps-run:   PACKAGES := gcc libc6-dev git softhsm2
 deps-test:  PACKAGES := gcc libc6-dev git softhsm2 opensc openssl libnss3 libnss3-tools systemd
-deps-image: PACKAGES := gcc libc6-dev git jq docker.io iptables debootstrap procps
+deps-image: PACKAGES := gcc libc6-dev git jq docker.io iptables iproute2 debootstrap procps
 deps-build deps-run deps-test deps-image:
 	@missing=""; for p in $(PACKAGES); do \
 	  dpkg-query -W -f='$${Status}' "$$p" 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \

@@ -23,6 +23,24 @@ flock 8
 
 (cd -- "$here/.." && CGO_ENABLED=0 go build -trimpath -o "$cache/kind/runc" ./kind/runc) >&2
 
+# dockerd leaves its bridges, its firewall rules and forwarding behind when it ends.
+iptables-save >"$run/iptables"
+links() { ip -o link show type bridge | cut -d: -f2 | tr -d ' '; }
+links >"$run/links"
+forwarding=$(</proc/sys/net/ipv4/ip_forward)
+undo() {
+	local link table
+	for link in $(links | grep -vxFf "$run/links"); do ip link delete "$link"; done
+	for table in $(iptables-save | sed -n 's/^\*//p'); do
+		grep -qx "\*$table" "$run/iptables" || {
+			iptables -t "$table" -F
+			iptables -t "$table" -X
+		}
+	done
+	[[ ! -s $run/iptables ]] || iptables-restore <"$run/iptables"
+	echo "$forwarding" >/proc/sys/net/ipv4/ip_forward
+}
+
 # The lock is for this script, not for dockerd's children that may outlive it.
 dockerd --data-root "$cache/docker" --exec-root "$run/exec" --pidfile "$run/pid" \
 	--host "unix://$run/docker.sock" --group root \
@@ -35,6 +53,7 @@ cleanup() {
 	trap - EXIT
 	kill "$dockerd" 2>/dev/null || true
 	wait "$dockerd" 2>/dev/null || true
+	undo || echo "with-docker.sh: not all of dockerd's network is undone" >&2
 	umount "$run"/exec/netns/* 2>/dev/null || true
 	rm -rf -- "$run"
 	exit "$status"
