@@ -23,6 +23,8 @@ func (c *cluster) prepare(t *testing.T, node, image string) {
 	t.Helper()
 	// kind's nodes leave out what makes directories in /run at every other boot.
 	c.on(t, node, "systemctl add-wants sysinit.target systemd-tmpfiles-setup.service")
+	// The document says so too; the published node image has none.
+	c.on(t, node, "command -v softhsm2-util >/dev/null || { apt-get update -qq && apt-get install -y -qq softhsm2; } >/dev/null")
 	c.bring(t, node, image)
 	c.step(t, node, "kubeadm-files")
 	c.step(t, node, "kubeadm-pin")
