@@ -84,7 +84,9 @@ func newCluster(t *testing.T, name string, o options) *cluster {
 	c.endWith(t)
 	begun := time.Now()
 	args := []string{"create", "cluster", "--name", c.name, "--image", o.image, "--config", config, "--kubeconfig", c.kubeconfig, "--wait", "180s", "--retain"}
-	host(t, kind(t), args...)
+	if _, err := try(c.env(), kind(t), args...); err != nil {
+		t.Fatal(err)
+	}
 	t.Logf("the cluster came up in %v", time.Since(begun).Round(time.Second))
 	c.connect(t)
 	return c
@@ -99,8 +101,13 @@ func (c *cluster) endWith(t *testing.T) {
 			c.report(t)
 		}
 		host(t, kind(t), "delete", "cluster", "--name", c.name)
+		_, _ = try(nil, "docker", "network", "rm", c.name)
 	})
 }
+
+// env has kind make a network for this cluster alone: a node that was killed must
+// find its address free when it starts again, and no node of another test on it.
+func (c *cluster) env() []string { return []string{"KIND_EXPERIMENTAL_DOCKER_NETWORK=" + c.name} }
 
 func (c *cluster) connect(t *testing.T) {
 	t.Helper()
@@ -123,17 +130,18 @@ func kind(tb testing.TB) string { return filepath.Join(setting(tb, "KEKD_KUBE_BI
 // host runs a program and returns its stdout.
 func host(tb testing.TB, program string, args ...string) string {
 	tb.Helper()
-	out, err := try(program, args...)
+	out, err := try(nil, program, args...)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	return out
 }
 
-func try(program string, args ...string) (string, error) {
+func try(env []string, program string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = append(os.Environ(), env...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {

@@ -27,7 +27,7 @@ func TestKind(t *testing.T) {
 		t.Helper()
 		cmd := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", step(t, name))
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "KUBECONFIG="+c.kubeconfig, "KEKD_IMAGE="+image, "PATH="+setting(t, "KEKD_KUBE_BIN")+":"+os.Getenv("PATH"))
+		cmd.Env = append(append(os.Environ(), c.env()...), "KUBECONFIG="+c.kubeconfig, "KEKD_IMAGE="+image, "PATH="+setting(t, "KEKD_KUBE_BIN")+":"+os.Getenv("PATH"))
 		var stdout, stderr bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
 		begun := time.Now()

@@ -58,7 +58,8 @@ export KEKD_KUBE_BIN KEKD_NODE_IMAGE
 export KEKD_SOFTHSM_IMAGE=kekd:e2e-softhsm KEKD_PREVIOUS_IMAGE=kekd:e2e-previous-softhsm
 cd e2e
 status=0
+go test -count=1 ./kind/runc
 # Two clusters at a time: they mostly wait.
-go test -count=1 -timeout=45m -parallel=2 -v ./kind/... "$@" || status=$?
+go test -count=1 -timeout=45m -parallel=2 -v ./kind "$@" || status=$?
 took 'tests'
 exit "$status"
