@@ -3,6 +3,7 @@ package worker
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -44,6 +45,11 @@ func (w *Worker) Keys() (wire.KeysReply, error) {
 // list finds all keys of the ring and remembers them.
 func (w *Worker) list() ([]candidate, error) {
 	found, err := w.scan()
+	if err == nil && w.misses(found) {
+		// SoftHSM has no object for a moment while another process writes it.
+		time.Sleep(retryPause)
+		found, err = w.scan()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -72,6 +78,22 @@ func (w *Worker) list() ([]candidate, error) {
 		}
 	}
 	return found, nil
+}
+
+// misses reports whether a key that this process has met is not among those found.
+func (w *Worker) misses(found []candidate) bool {
+	present := make(map[kek.ID]bool)
+	for _, c := range found {
+		present[kek.ID(c.key.ID)] = true
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id := range w.handles {
+		if !present[id] {
+			return true
+		}
+	}
+	return false
 }
 
 // vanished reports a key that this process has met and can't find any more. It
@@ -233,6 +255,40 @@ func (w *Worker) find(id kek.ID) (*handle, error) {
 // search describes a key of the ring as the token has it now; nil when there is
 // none.
 func (w *Worker) search(id kek.ID) (*candidate, error) {
+	found, err := w.searchOnce(id)
+	if err == nil && len(found) == 0 && w.known(id) {
+		time.Sleep(retryPause) // as in list
+		found, err = w.searchOnce(id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	switch len(found) {
+	case 1:
+		return &found[0], nil
+	case 0:
+		if err := w.tokenAnswers(); err != nil {
+			return nil, err
+		}
+		if w.known(id) {
+			return nil, vanished(id)
+		}
+		return nil, nil
+	}
+	return nil, &wire.Error{
+		Class: wire.ClassAmbiguous, Text: fmt.Sprintf("%d keys have CKA_ID %s in the ring %q", len(found), id, w.ring),
+		Hint: "give each key an id of its own, for example with pkcs11-tool --set-id",
+	}
+}
+
+// known reports whether this process has met the key.
+func (w *Worker) known(id kek.ID) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.handles[id] != nil
+}
+
+func (w *Worker) searchOnce(id kek.ID) ([]candidate, error) {
 	var found []candidate
 	err := w.onSession("find key "+id.String(), func(s session) error {
 		objects, err := w.findObjects(s,
@@ -251,27 +307,7 @@ func (w *Worker) search(id kek.ID) (*candidate, error) {
 		found[0].hmac, found[0].hasHMAC = companions[id]
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	switch len(found) {
-	case 1:
-		return &found[0], nil
-	case 0:
-		if err := w.tokenAnswers(); err != nil {
-			return nil, err
-		}
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if w.handles[id] != nil {
-			return nil, vanished(id)
-		}
-		return nil, nil
-	}
-	return nil, &wire.Error{
-		Class: wire.ClassAmbiguous, Text: fmt.Sprintf("%d keys have CKA_ID %s in the ring %q", len(found), id, w.ring),
-		Hint: "give each key an id of its own, for example with pkcs11-tool --set-id",
-	}
+	return found, err
 }
 
 // remember keeps a key's handles. The check value is computed once for each
