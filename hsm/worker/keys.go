@@ -45,7 +45,7 @@ func (w *Worker) Keys() (wire.KeysReply, error) {
 // list finds all keys of the ring and remembers them.
 func (w *Worker) list() ([]candidate, error) {
 	found, err := w.scan()
-	if err == nil && w.misses(found) {
+	if _, gone := w.missing(found); err == nil && gone {
 		// SoftHSM has no object for a moment while another process writes it.
 		time.Sleep(retryPause)
 		found, err = w.scan()
@@ -70,18 +70,14 @@ func (w *Worker) list() ([]candidate, error) {
 		}
 		c.key.CheckValue, c.key.HMAC = k.kcv, k.hasHMAC
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for id := range w.handles {
-		if !present[id] {
-			return nil, vanished(id)
-		}
+	if id, gone := w.missing(found); gone {
+		return nil, vanished(id)
 	}
 	return found, nil
 }
 
-// misses reports whether a key that this process has met is not among those found.
-func (w *Worker) misses(found []candidate) bool {
+// missing names a key that this process has met and that is not among those found.
+func (w *Worker) missing(found []candidate) (kek.ID, bool) {
 	present := make(map[kek.ID]bool)
 	for _, c := range found {
 		present[kek.ID(c.key.ID)] = true
@@ -90,10 +86,10 @@ func (w *Worker) misses(found []candidate) bool {
 	defer w.mu.Unlock()
 	for id := range w.handles {
 		if !present[id] {
-			return true
+			return id, true
 		}
 	}
-	return false
+	return "", false
 }
 
 // vanished reports a key that this process has met and can't find any more. It
