@@ -17,7 +17,7 @@ const fatal = 60 * time.Second
 // not, and which is why the document says so.
 func TestBootOrder(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, "boot", options{config: plainConfig(1)})
+	c := newCluster(t, "boot", oneNode)
 	node := c.nodes[0]
 	c.install(t, setting(t, "KEKD_SOFTHSM_IMAGE"))
 	c.put(t, "boot")

@@ -39,23 +39,11 @@ type cluster struct {
 	client     *kubernetes.Clientset
 }
 
-// options say how to make a cluster.
-type options struct {
-	// config is kind's configuration; newCluster fills in the image.
-	config string
-	// image is the node image, the plain one by default.
-	image string
-}
+// oneNode is a control-plane node in kind's configuration.
+const oneNode = "- role: control-plane\n"
 
-// plainConfig is the configuration of a cluster without kekd. Without a network
-// there are no images of CoreDNS and kube-proxy, and nothing here needs them.
-func plainConfig(controlPlanes int) string {
-	return `kind: Cluster
-apiVersion: kind.x-k8s.io/v1alpha4
-nodes:
-` + strings.Repeat("- role: control-plane\n", controlPlanes) + offline
-}
-
+// offline ends a configuration of kind's. Without a network there are no images of
+// CoreDNS and kube-proxy, and nothing here needs them.
 const offline = `networking:
   disableDefaultCNI: true
   kubeProxyMode: none
@@ -72,18 +60,16 @@ kubeadmConfigPatches:
   nodeRegistration: {ignorePreflightErrors: [all]}
 `
 
-// newCluster makes a cluster that ends with the test.
-func newCluster(t *testing.T, name string, o options) *cluster {
+// newCluster makes a cluster without kekd, of the nodes that are configured, which
+// ends with the test.
+func newCluster(t *testing.T, name, nodes string) *cluster {
 	t.Helper()
 	c := &cluster{name: "kekd-" + name, kubeconfig: filepath.Join(t.TempDir(), "kubeconfig")}
 	config := filepath.Join(t.TempDir(), "kind.yaml")
-	must(t, os.WriteFile(config, []byte(o.config), 0o600))
-	if o.image == "" {
-		o.image = setting(t, "KEKD_NODE_IMAGE")
-	}
+	must(t, os.WriteFile(config, []byte("kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\nnodes:\n"+nodes+offline), 0o600))
 	c.endWith(t)
 	begun := time.Now()
-	args := []string{"create", "cluster", "--name", c.name, "--image", o.image, "--config", config, "--kubeconfig", c.kubeconfig, "--wait", "180s", "--retain"}
+	args := []string{"create", "cluster", "--name", c.name, "--image", setting(t, "KEKD_NODE_IMAGE"), "--config", config, "--kubeconfig", c.kubeconfig, "--wait", "180s", "--retain"}
 	if _, err := try(c.env(), kind(t), args...); err != nil {
 		t.Fatal(err)
 	}

@@ -151,7 +151,7 @@ func (c *cluster) install(t *testing.T, image string) {
 func TestKubeadm(t *testing.T) {
 	t.Parallel()
 	image := setting(t, "KEKD_SOFTHSM_IMAGE")
-	c := newCluster(t, "kubeadm", options{config: plainConfig(1)})
+	c := newCluster(t, "kubeadm", oneNode)
 	node := c.nodes[0]
 	c.put(t, "before")
 	if v := c.stored(t, "before"); !strings.Contains(v, marker) {

@@ -18,10 +18,8 @@ func TestThreeNodes(t *testing.T) {
 	image := setting(t, "KEKD_SOFTHSM_IMAGE")
 	tokens := filepath.Join(t.TempDir(), "tokens")
 	must(t, os.Mkdir(tokens, 0o700))
-	mount := "- role: control-plane\n  extraMounts:\n  - {hostPath: " + tokens + ", containerPath: /var/lib/softhsm/tokens}\n"
-	c := newCluster(t, "three", options{
-		config: "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\nnodes:\n" + strings.Repeat(mount, 3) + offline,
-	})
+	mount := oneNode + "  extraMounts:\n  - {hostPath: " + tokens + ", containerPath: /var/lib/softhsm/tokens}\n"
+	c := newCluster(t, "three", strings.Repeat(mount, 3))
 	first, last := c.nodes[0], c.nodes[2]
 
 	var pin string

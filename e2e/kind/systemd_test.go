@@ -17,7 +17,7 @@ const maxExposure = 15
 func TestSystemd(t *testing.T) {
 	t.Parallel()
 	image := setting(t, "KEKD_SOFTHSM_IMAGE")
-	c := newCluster(t, "systemd", options{config: plainConfig(1)})
+	c := newCluster(t, "systemd", oneNode)
 	node := c.nodes[0]
 	c.prepare(t, node, image)
 	c.step(t, node, "kubeadm-token")
