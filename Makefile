@@ -37,6 +37,14 @@ help: ## List the targets
 build: deps-build ## Build bin/kekd and bin/kekctl
 	$(BUILD) -o bin/ ./cmd/kekd ./cmd/kekctl
 
+# A PKCS#11 module that stands before a real one and does harm on command; for
+# tests alone. Written beside and renamed, since several tests may build it at once.
+FAULTS_SOURCES := $(wildcard hsm/hsmtest/faultmodule/*.[ch])
+bin/kekd-faults.so: $(FAULTS_SOURCES)
+	@mkdir -p bin
+	gcc -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wno-unused-parameter -Werror -fPIC -shared -fvisibility=hidden \
+	  -I"$$(go list -m -f '{{.Dir}}' github.com/miekg/pkcs11)" -o $@.$$$$ $(filter %.c,$^) -ldl -lpthread && mv $@.$$$$ $@
+
 .PHONY: run
 run: deps-run build ## Start kekd on a SoftHSM token of its own and show it at work
 	go run ./internal/demo -kekd bin/kekd -kekctl bin/kekctl

@@ -12,19 +12,36 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// SetFaults replaces the faults of the fake token in a file, while it runs. Each
-// is a line: a function's name, then what happens to it and, with n=, how many
-// times (for ever without):
+// SetFaults replaces the faults of the fake token in a file, or those of the
+// fault-injecting module (FaultModule), while it runs. Each is a line: a
+// function's name, then what happens to its calls and, with n=, to how many of
+// them (to all without):
 //
-//	C_Encrypt rv=0x30 n=2     return a CK_RV
+//	C_Encrypt rv=0x30 n=2     return a CK_RV, and do nothing
 //	C_Decrypt hang            never return
 //	C_Encrypt crash n=1       die of SIGSEGV
 //	C_DecryptInit ms=250      take longer
 //	C_Login print=secret      write a line to standard error
-//	C_Encrypt spawn=5         start a process of its own that lives so many seconds
+//	C_Encrypt spawn=5         start a process of its own that lives so many
+//	                          seconds (the fake alone)
 //
-// One line may do several things, in its order. The first line of a function
-// counts.
+// The module alone knows these too:
+//
+//	C_GenerateKey after rv=5  return a CK_RV after the call took effect
+//	C_Encrypt abort           call abort(); or exit(0): exit
+//	C_Decrypt logout          log out behind the caller's back
+//	C_Decrypt closeall        close all sessions behind the caller's back
+//	C_OpenSession limit=3     open no more than three sessions
+//	C_Encrypt garble          change a bit of the output (C_Decrypt too)
+//	C_Encrypt leak=64         use up 64 MiB of memory
+//	C_EncryptInit iv=cloudhsm want twelve zero bytes for the IV of AES-GCM, and
+//	                          write the HSM's own over them
+//	C_EncryptInit iv=luna     draw an IV of sixteen bytes and append it
+//
+// One line may do several things, in its order (the module: print, ms, leak,
+// crash, abort, exit, hang, logout, closeall, rv). The first line of a function
+// counts. An operation that C_EncryptInit began stays active when C_Encrypt
+// returns a CK_RV of the faults'.
 func SetFaults(path string, faults ...string) error {
 	lock, err := lockFaults(path)
 	if err != nil {

@@ -1,0 +1,65 @@
+package hsm_test
+
+import (
+	"testing"
+
+	"kekd/hsm/hsmtest"
+	"kekd/internal/kek"
+)
+
+// With nothing to do the module is as good as the one behind it.
+func TestConformanceFaultModule(t *testing.T) {
+	t.Parallel()
+	hsmtest.Conformance(t, func(t *testing.T) *hsmtest.Fixture {
+		f := hsmtest.NewSoftHSM(t)
+		f.FaultModule(t)
+		return f
+	})
+}
+
+func TestConformanceLikeCloudHSM(t *testing.T) {
+	t.Parallel()
+	hsmtest.Conformance(t, ivChosenByToken("cloudhsm", kek.GCMWrittenIV))
+}
+
+func TestConformanceLikeLuna(t *testing.T) {
+	t.Parallel()
+	hsmtest.Conformance(t, ivChosenByToken("luna", kek.GCMAppendedIV))
+}
+
+// ivChosenByToken makes SoftHSM tokens that treat the IV of AES-GCM as a vendor's do.
+func ivChosenByToken(like string, mechanism kek.Mechanism) func(t *testing.T) *hsmtest.Fixture {
+	return func(t *testing.T) *hsmtest.Fixture {
+		f := hsmtest.NewSoftHSM(t)
+		must(t, hsmtest.SetFaults(f.FaultModule(t), "C_EncryptInit iv="+like))
+		f.Mechanisms = []kek.Mechanism{mechanism, kek.CBCHMAC}
+		return f
+	}
+}
+
+// Faults that are counted are spent, the others stay, and every call is counted.
+func TestFaultModule(t *testing.T) {
+	t.Parallel()
+	f := hsmtest.NewSoftHSM(t)
+	path := f.FaultModule(t)
+	token := f.Open(t)
+	must(t, hsmtest.SetFaults(path, "C_FindObjectsInit rv=0x30 n=1", "C_GetAttributeValue ms=1"))
+	if _, err := token.Keys(t.Context()); err != nil {
+		t.Errorf("one failing call: %v, want it to be done again", err)
+	}
+	first, err := hsmtest.CallCounts(path)
+	must(t, err)
+	if first["C_Initialize"] == 0 || first["C_Login"] == 0 || first["C_FindObjectsInit"] < 2 {
+		t.Errorf("counted %v, want a start and two searches", first)
+	}
+	_, err = token.Keys(t.Context())
+	must(t, err)
+	second, err := hsmtest.CallCounts(path)
+	must(t, err)
+	if got := second["C_FindObjectsInit"] - first["C_FindObjectsInit"]; got == 0 {
+		t.Error("the second list did not search")
+	}
+	if second["C_Initialize"] != first["C_Initialize"] {
+		t.Error("the fault was not spent: a worker was started")
+	}
+}
