@@ -31,6 +31,10 @@ type KekdOptions struct {
 	ProbeInterval time.Duration // health.probeInterval, default 1s
 	OutageGrace   time.Duration // health.outageGrace, default 10m
 	MaxAge        time.Duration // keyRing.policy.maxAge, default 0s
+	Sessions      int           // hsm.sessions, default 4
+	CallTimeout   time.Duration // hsm.callTimeout, default 10s
+	CacheSize     int           // seeds.cacheSize, default 4096
+	MaxInFlight   int           // socket.maxInFlight, default 256
 }
 
 // Kekd is a daemon on a token. Several on one token are the nodes of a cluster.
@@ -46,6 +50,7 @@ type Kekd struct {
 
 	config  string
 	service *service
+	confine *Confinement // nil: as the test itself
 }
 
 // kekdConfig is the configuration file; the values are JSON strings, which YAML
@@ -53,6 +58,7 @@ type Kekd struct {
 var kekdConfig = template.Must(template.New("kekd.yaml").Parse(`socket:
   path: {{printf "%q" .Socket}}
   allowedUIDs: [{{.UID}}]
+  maxInFlight: {{.Options.MaxInFlight}}
 http:
   address: {{printf "%q" .Address}}
 stateDir: {{printf "%q" .StateDir}}
@@ -61,14 +67,19 @@ hsm:
   token:
     label: {{printf "%q" .Token.Label}}
   pinFile: {{printf "%q" .Token.PINFile}}
+  sessions: {{.Options.Sessions}}
+  callTimeout: {{.Options.CallTimeout}}
   env:
-    SOFTHSM2_CONF: {{printf "%q" .Token.Conf}}
+{{- range $name, $value := .Token.Env}}
+    {{$name}}: {{printf "%q" $value}}
+{{- end}}
 keyRing:
   label: {{printf "%q" .Ring}}
   refresh: {{.Options.Refresh}}
   policy: {maxAge: {{.Options.MaxAge}}}
 seeds:
   mode: {{.Options.Mode}}
+  cacheSize: {{.Options.CacheSize}}
   # A machine of a developer or of CI may not let an unprivileged user lock memory.
   lockMemory: {{.LockMemory}}
 health:
@@ -119,6 +130,9 @@ func NewSibling(tb testing.TB, token *Token, options KekdOptions) *Kekd {
 // effect with the next start. Only a binary of its own can have a wrong clock.
 func (k *Kekd) SetClock(tb testing.TB, ahead time.Duration) {
 	tb.Helper()
+	if k.confine != nil {
+		tb.Fatal("a confined kekd has the machine's clock")
+	}
 	k.service.path, k.service.env = KekdBinary(tb), nil
 	if ahead != 0 {
 		k.service.path, k.service.env = clockBinary(tb), []string{"KEKD_E2E_CLOCK_OFFSET=" + ahead.String()}
@@ -130,7 +144,7 @@ func (k *Kekd) SetClock(tb testing.TB, ahead time.Duration) {
 // times must differ.
 func (k *Kekd) CreateKey(tb testing.TB, activateIn time.Duration) {
 	tb.Helper()
-	command(tb, nil, KekctlBinary(tb), "key", "create", "--config", k.config, "--yes", "--activate-in", activateIn.String())
+	k.Command(tb, "key", "create", "--yes", "--activate-in", activateIn.String())
 }
 
 // Configure writes the configuration anew; it takes effect with the next start.
@@ -140,6 +154,10 @@ func (k *Kekd) Configure(tb testing.TB, options KekdOptions) {
 	setDefault(&options.Refresh, time.Second)
 	setDefault(&options.ProbeInterval, time.Second)
 	setDefault(&options.OutageGrace, 10*time.Minute)
+	setDefault(&options.Sessions, 4)
+	setDefault(&options.CallTimeout, 10*time.Second)
+	setDefault(&options.CacheSize, 4096)
+	setDefault(&options.MaxInFlight, 256)
 	var text bytes.Buffer
 	if err := kekdConfig.Execute(&text, map[string]any{
 		"Socket":     k.Socket,
@@ -154,6 +172,7 @@ func (k *Kekd) Configure(tb testing.TB, options KekdOptions) {
 		tb.Fatalf("write the configuration of kekd: %v", err)
 	}
 	writeFile(tb, k.config, text.String())
+	k.own(tb)
 }
 
 func setDefault[T comparable](v *T, value T) {

@@ -55,6 +55,12 @@ func KekctlBinary(tb testing.TB) string {
 	return program(tb, "KEKCTL_BIN", "bin/kekctl", "run `make build`")
 }
 
+// faultModule returns the path of the fault-injecting PKCS#11 module.
+func faultModule(tb testing.TB) string {
+	tb.Helper()
+	return program(tb, "KEKD_FAULT_MODULE", "bin/kekd-faults.so", "run `make bin/kekd-faults.so`")
+}
+
 // kubeBinary returns the path of a program that e2e/kube/build.sh builds.
 func kubeBinary(tb testing.TB, name string) string {
 	tb.Helper()

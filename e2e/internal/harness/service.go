@@ -167,8 +167,11 @@ func (s *service) signal(tb testing.TB, sig syscall.Signal) {
 }
 
 // halted returns an error while a thread of the program is not stopped.
-func (s *service) halted() error {
-	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", s.run.pid))
+func (s *service) halted() error { return halted(s.run.pid) }
+
+// halted returns an error while a thread of a process is not stopped.
+func halted(pid int) error {
+	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,9 @@ type Token struct {
 
 	store string // SoftHSM's directory of tokens
 	pin   string // of the user, random
+
+	faults string // where its files begin; "" without the fault-injecting module
+	behind string // the module that stands behind it
 }
 
 // NewToken initialises a token without any keys.
@@ -64,6 +67,15 @@ func (t *Token) View(tb testing.TB) *Token {
 	}
 	v.writeConf(tb)
 	return &v
+}
+
+// Env is the environment that the module needs.
+func (t *Token) Env() map[string]string {
+	env := map[string]string{"SOFTHSM2_CONF": t.Conf}
+	if t.faults != "" {
+		env["KEKD_FAULTS"], env["KEKD_FAULTS_MODULE"] = t.faults, t.behind
+	}
+	return env
 }
 
 // TakeAway moves the token's files out of SoftHSM's sight, as if the HSM had
