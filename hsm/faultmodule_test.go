@@ -63,3 +63,25 @@ func TestFaultModule(t *testing.T) {
 		t.Error("the fault was not spent: a worker was started")
 	}
 }
+
+// A token that once encrypts to wrong bytes must not make a key look like another
+// one, which would revoke it.
+func TestWrongCheckValueIsNotBelieved(t *testing.T) {
+	t.Parallel()
+	f := hsmtest.NewSoftHSM(t)
+	path := f.FaultModule(t)
+	maker := f.Open(t)
+	id := hsmtest.NewID(t)
+	made, _, err := maker.Create(t.Context(), id)
+	must(t, err)
+	maker.Close()
+	token := f.Open(t)
+	must(t, hsmtest.SetFaults(path, "C_Encrypt garble n=1"))
+	eventually(t, "the key is listed", func() bool {
+		keys, err := token.Keys(t.Context())
+		if err == nil && (len(keys) != 1 || keys[0].CheckValue != made.CheckValue) {
+			t.Fatalf("listed %v, want the check value %s", keys, made.CheckValue)
+		}
+		return err == nil
+	})
+}

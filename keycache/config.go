@@ -40,7 +40,8 @@ type Observer interface {
 	// failure (CacheRemembered).
 	CacheRequest(result string)
 	// CacheEviction: a seed was wiped from the cache, for EvictedForRoom,
-	// EvictedRevoked or EvictedClosed.
+	// EvictedRevoked, EvictedDoubted (what the HSM has made of it opens nothing) or
+	// EvictedClosed.
 	CacheEviction(reason string)
 	// Opened: a value sealed under this key_id was opened. The key is on the
 	// ring, so the set of values is bounded.
@@ -57,6 +58,7 @@ const (
 
 	EvictedForRoom = "room"
 	EvictedRevoked = "revoked"
+	EvictedDoubted = "doubted"
 	EvictedClosed  = "closed"
 )
 

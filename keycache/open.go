@@ -54,16 +54,28 @@ func (s *Sealer) keyIDOf(e *envelope) string {
 func (s *Sealer) openSeeded(ctx context.Context, e *envelope, keyID string) ([]byte, error) {
 	var key oneTimeKey
 	defer key.wipe()
-	var err error
 	if s.cfg.Mode == Direct {
-		err = s.deriveOnce(ctx, e, &key)
-	} else {
-		err = s.deriveCached(ctx, e, &key)
+		if err := s.deriveOnce(ctx, e, &key); err != nil {
+			return nil, err
+		}
+		return key.open(e, keyID)
 	}
-	if err != nil {
-		return nil, err
+	for fetched := false; ; fetched = true {
+		entry, err := s.deriveCached(ctx, e, &key)
+		if err != nil {
+			return nil, err
+		}
+		plaintext, err := key.open(e, keyID)
+		switch {
+		case entry == nil: // by the seed in use, which is proven
+			return plaintext, err
+		case err == nil:
+			entry.vouch()
+			return plaintext, nil
+		case fetched || !s.seeds.doubt(entry, s.cfg.Clock()):
+			return nil, err
+		}
 	}
-	return key.open(e, keyID)
 }
 
 // from returns what sets k from a seed and the salt, for Slot.View.
@@ -71,45 +83,45 @@ func (k *oneTimeKey) from(salt []byte) func(secret.Bytes) {
 	return func(seed secret.Bytes) { k.derive(seed, salt) }
 }
 
-// deriveCached sets key from the seed in use, from the cache or from the HSM,
-// in that order.
-func (s *Sealer) deriveCached(ctx context.Context, e *envelope, key *oneTimeKey) error {
+// deriveCached sets key from the seed in use, from the cache or from the HSM, in
+// that order. It returns the seed's entry, nil for the seed in use.
+func (s *Sealer) deriveCached(ctx context.Context, e *envelope, key *oneTimeKey) (*seedEntry, error) {
 	if c := s.current.Load(); c.made(e) && c.slot.View(key.from(e.salt)) {
 		s.cfg.Observer.CacheRequest(CacheHit)
-		return nil
+		return nil, nil
 	}
 	d := seedDigest(e)
-	if slot := s.seeds.get(d); slot != nil && slot.View(key.from(e.salt)) {
+	if entry := s.seeds.get(d); entry != nil && entry.View(key.from(e.salt)) {
 		s.cfg.Observer.CacheRequest(CacheHit)
-		return nil
+		return entry, nil
 	}
 	if err := s.refused.recall(d, s.cfg.Clock()); err != nil {
 		s.cfg.Observer.CacheRequest(CacheRemembered)
-		return fmt.Errorf("not asked again so soon: %w", err)
+		return nil, fmt.Errorf("not asked again so soon: %w", err)
 	}
 	s.cfg.Observer.CacheRequest(CacheMiss)
 	// A seed can leave the cache between its flight and us, if the cache is
 	// small and very busy. Then it is fetched again, but not for ever.
 	for range 3 {
-		slot, err := s.fetch(ctx, e, d)
+		entry, err := s.fetch(ctx, e, d)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		if slot.View(key.from(e.salt)) {
-			return nil
+		if entry.View(key.from(e.salt)) {
+			return entry, nil
 		}
 	}
-	return fmt.Errorf("the seed leaves the cache faster than it can be used: %w", kek.ErrBusy)
+	return nil, fmt.Errorf("the seed leaves the cache faster than it can be used: %w", kek.ErrBusy)
 }
 
 // fetch brings a seed into the cache: one flight per wrapped seed however many
 // callers wait. A flight goes on when they leave.
-func (s *Sealer) fetch(ctx context.Context, e *envelope, d digest) (*secret.Slot, error) {
+func (s *Sealer) fetch(ctx context.Context, e *envelope, d digest) (*seedEntry, error) {
 	id, mechanism := e.id, e.mechanism
 	wrapped := bytes.Clone(e.wrapped) // the envelope is the caller's, who may leave
 	flight := s.flights.DoChan(string(d[:]), func() (any, error) {
-		if slot := s.seeds.get(d); slot != nil { // a flight has just landed
-			return slot, nil
+		if entry := s.seeds.get(d); entry != nil { // a flight has just landed
+			return entry, nil
 		}
 		seed, err := s.unwrapSeed(ctx, id, mechanism, wrapped)
 		defer seed.Wipe()
@@ -117,18 +129,18 @@ func (s *Sealer) fetch(ctx context.Context, e *envelope, d digest) (*secret.Slot
 			s.refused.remember(d, err, s.cfg.Clock())
 			return nil, err
 		}
-		slot, err := s.seeds.add(d, id, seed, s.permitted)
+		entry, err := s.seeds.add(d, id, seed, s.cfg.Clock(), s.permitted)
 		if err != nil {
 			return nil, arenaError(err)
 		}
-		return slot, nil
+		return entry, nil
 	})
 	select {
 	case r := <-flight:
 		if r.Err != nil {
 			return nil, r.Err
 		}
-		return r.Val.(*secret.Slot), nil
+		return r.Val.(*seedEntry), nil
 	case <-ctx.Done():
 		return nil, waitError(ctx)
 	}

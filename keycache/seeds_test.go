@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"kekd/internal/kek"
+	"kekd/internal/secret"
 )
 
 func TestWarmRequestsDoNotReachTheHSM(t *testing.T) {
@@ -45,7 +47,7 @@ func TestLeastRecentlyUsedSeedIsWiped(t *testing.T) {
 	open := func(n int) { opens(t, s, values[n], fmt.Sprint("value ", n)) }
 	open(0)
 	open(1)
-	first, second := s.seeds.get(digestOf(t, values[0])), s.seeds.get(digestOf(t, values[1]))
+	first, second := s.seeds.get(digestOf(t, values[0])).Slot, s.seeds.get(digestOf(t, values[1])).Slot
 	open(0) // now 1 is the older one
 	open(2)
 	if !shows(first) || shows(second) {
@@ -75,14 +77,14 @@ func TestLeastRecentlyUsedSeedIsWiped(t *testing.T) {
 func TestAdoptedTwinIsReleased(t *testing.T) {
 	s := readySealer(t, seededConfig(), &fakeHSM{})
 	c := s.current.Load()
-	twin, err := s.seeds.add(c.digest, c.key.ID, make([]byte, seedSize), s.permitted)
+	twin, err := s.seeds.add(c.digest, c.key.ID, make([]byte, seedSize), time.Now(), s.permitted)
 	if err != nil {
 		t.Fatal(err)
 	}
 	own := seal(t, s, "own")
 	use(t, s, keyB)
-	if shows(twin) || !shows(c.slot) || s.Stats().Seeds != 1 {
-		t.Errorf("twin kept: %v, adopted kept: %v, seeds: %d", shows(twin), shows(c.slot), s.Stats().Seeds)
+	if shows(twin.Slot) || !shows(c.slot) || s.Stats().Seeds != 1 {
+		t.Errorf("twin kept: %v, adopted kept: %v, seeds: %d", shows(twin.Slot), shows(c.slot), s.Stats().Seeds)
 	}
 	opens(t, s, own, "own")
 }
@@ -104,7 +106,7 @@ func TestRevokedSeedsAreWiped(t *testing.T) {
 			underA, underB := strangers(t, 1, keyA)[0], strangers(t, 1, keyB)[0]
 			opens(t, s, underA, "value 0")
 			opens(t, s, underB, "value 0")
-			slotA, slotB := s.seeds.get(digestOf(t, underA)), s.seeds.get(digestOf(t, underB))
+			slotA, slotB := s.seeds.get(digestOf(t, underA)).Slot, s.seeds.get(digestOf(t, underB)).Slot
 			s.SetRing(tc.ring)
 			if shows(slotB) {
 				t.Error("the seed of the revoked key is still in memory")
@@ -292,7 +294,7 @@ func TestCloseEndsFlights(t *testing.T) {
 		sealed := strangers(t, 2, keyA)
 		own := seal(t, s, "own")
 		opens(t, s, sealed[0], "value 0")
-		kept, used := s.seeds.get(digestOf(t, sealed[0])), s.current.Load().slot
+		kept, used := s.seeds.get(digestOf(t, sealed[0])).Slot, s.current.Load().slot
 		hsm.hold("unwrap")
 		answer := make(chan error)
 		go func() {
@@ -337,4 +339,61 @@ func digestOf(t testing.TB, sealed kek.Sealed) digest {
 		t.Fatal(err)
 	}
 	return seedDigest(&e)
+}
+
+// An HSM that once unwraps a seed to wrong bytes, with CKR_OK, must not close
+// everything under that seed until kekd starts again.
+func TestSeedThatOpensNothingIsDoubted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hsm, watch := &fakeHSM{unwrapped: func(b secret.Bytes) secret.Bytes { b[0] ^= 1; return b }}, &tally{}
+		cfg := seededConfig()
+		cfg.Clock, cfg.Observer = time.Now, watch
+		s := newSealer(t, cfg, hsm)
+		s.SetRing(ringOf(keyA))
+		foreign := strangers(t, 1, keyA)[0]
+		fails := func() {
+			t.Helper()
+			if _, err := s.Open(t.Context(), foreign); !errors.Is(err, kek.ErrCorrupt) {
+				t.Fatalf("opened by a wrong seed: %v, want ErrCorrupt", err)
+			}
+		}
+		fails()
+		hsm.set(func(f *fakeHSM) { f.unwrapped = nil })
+		for range 100 { // as kube-apiserver tries
+			fails()
+		}
+		if got := hsm.ops(); got != 1 {
+			t.Errorf("%d operations for what is tried again at once, want 1", got)
+		}
+		time.Sleep(failureMemory)
+		opens(t, s, foreign, "value 0")
+		if got := watch.get("evicted doubted"); got != 1 {
+			t.Errorf("observed %d doubted seeds, want 1", got)
+		}
+	})
+}
+
+// A damaged object does not throw out the seed of its sound neighbours.
+func TestSeedThatHasOpenedIsNotDoubted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hsm := &fakeHSM{}
+		cfg := seededConfig()
+		cfg.Clock = time.Now
+		s := newSealer(t, cfg, hsm)
+		s.SetRing(ringOf(keyA))
+		foreign := strangers(t, 1, keyA)[0]
+		damaged := foreign
+		damaged.Ciphertext = slices.Clone(foreign.Ciphertext)
+		damaged.Ciphertext[len(damaged.Ciphertext)-1] ^= 1
+		opens(t, s, foreign, "value 0")
+		for range 3 {
+			time.Sleep(failureMemory)
+			if _, err := s.Open(t.Context(), damaged); !errors.Is(err, kek.ErrCorrupt) {
+				t.Fatalf("opened what is damaged: %v", err)
+			}
+		}
+		if got := hsm.ops(); got != 1 {
+			t.Errorf("%d operations, want 1", got)
+		}
+	})
 }

@@ -44,8 +44,9 @@ func (c *canary) use(id kek.ID, m kek.Mechanism) {
 	c.id, c.mech, c.set = id, m, true
 }
 
-// askCanary settles an ambiguous failure: the ciphertext's fault when the canary
-// sings, the token's when it doesn't or when there is none.
+// askCanary settles an ambiguous failure: nil when the canary sings, so that the
+// token is not at fault, and an error of the token's when it doesn't or when
+// there is none.
 func (w *Worker) askCanary(text string, e p11.Error) error {
 	c := &w.canary
 	c.mu.Lock()
@@ -63,7 +64,7 @@ func (w *Worker) askCanary(text string, e p11.Error) error {
 	c.mu.Unlock()
 	<-run.done
 	if run.err == nil {
-		return &wire.Error{Class: wire.ClassRequest, Call: e.Call, RV: e.RV, Text: text}
+		return nil
 	}
 	return &wire.Error{Class: wire.ClassToken, Call: e.Call, RV: e.RV, Text: fmt.Sprintf("%s; the canary failed too: %v", text, run.err)}
 }

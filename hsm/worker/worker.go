@@ -174,11 +174,19 @@ func (w *Worker) run(text string, p plan, fn func(s session) error) error {
 		}
 		_, what := judge(e)
 		switch {
-		case what == giveUp || attempt == p.tries:
-			if p.canary && ambiguous(e) {
-				return w.askCanary(text, e)
+		case what == giveUp || attempt >= p.tries:
+			if !p.canary || !ambiguous(e) {
+				return fail(text, err)
 			}
-			return fail(text, err)
+			if attempt > p.tries { // the token has failed at it again, and at nothing else
+				return &wire.Error{Class: wire.ClassRequest, Call: e.Call, RV: e.RV, Text: text}
+			}
+			if err := w.askCanary(text, e); err != nil {
+				return err
+			}
+			// The token works, but it may have been indisposed for a moment: before the
+			// ciphertext gets the blame, it is tried once more.
+			attempt = p.tries
 		case what == freshHandle && p.forget != nil:
 			p.forget()
 		case what == pauseThenRetry:

@@ -16,7 +16,7 @@ var (
 	hsmResults     = []string{"ok", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup", "timeout", "canceled", "unavailable"}
 	restartReasons = []string{"died", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup"}
 	cacheResults   = []string{"hit", "miss", "remembered"}
-	evictions      = []string{"room", "revoked", "closed"}
+	evictions      = []string{"room", "revoked", "doubted", "closed"}
 )
 
 // closed returns value if it is among the allowed ones, else other.

@@ -50,6 +50,7 @@ func exercised() *Metrics {
 	m.CollectSeeds(func() Seeds {
 		return Seeds{Cached: 5, Capacity: 4096, Waiting: 2, Remembered: 1, Created: now, Uses: 7, DirectUses: 9}
 	})
+	m.CollectLog(func() uint64 { return 11 })
 	return m
 }
 
@@ -99,7 +100,7 @@ func TestValues(t *testing.T) {
 	expect(t, m, "kekd_callers_refused_total", "{} 1")
 	expect(t, m, "kekd_panics_total", "{} 1")
 	expect(t, m, "kekd_seed_cache_requests_total", "{result=hit} 1", "{result=miss} 0", "{result=remembered} 0")
-	expect(t, m, "kekd_seed_cache_evictions_total", "{reason=closed} 0", "{reason=revoked} 1", "{reason=room} 0")
+	expect(t, m, "kekd_seed_cache_evictions_total", "{reason=closed} 0", "{reason=doubted} 0", "{reason=revoked} 1", "{reason=room} 0")
 	expect(t, m, "kekd_decrypts_total", "{key_id_hash="+hash+"} 2")
 	expect(t, m, "kekd_hsm_breaker_open", "{} 1")
 	expect(t, m, "kekd_rotations_total", "{result=error} 0", "{result=ok} 1")

@@ -35,6 +35,7 @@ type KekdOptions struct {
 	CallTimeout   time.Duration // hsm.callTimeout, default 10s
 	CacheSize     int           // seeds.cacheSize, default 4096
 	MaxInFlight   int           // socket.maxInFlight, default 256
+	LogLevel      string        // log.level, default debug
 }
 
 // Kekd is a daemon on a token. Several on one token are the nodes of a cluster.
@@ -86,7 +87,7 @@ health:
   probeInterval: {{.Options.ProbeInterval}}
   outageGrace: {{.Options.OutageGrace}}
 log:
-  level: debug
+  level: {{.Options.LogLevel}}
   format: json
 `))
 
@@ -158,6 +159,7 @@ func (k *Kekd) Configure(tb testing.TB, options KekdOptions) {
 	setDefault(&options.CallTimeout, 10*time.Second)
 	setDefault(&options.CacheSize, 4096)
 	setDefault(&options.MaxInFlight, 256)
+	setDefault(&options.LogLevel, "debug")
 	var text bytes.Buffer
 	if err := kekdConfig.Execute(&text, map[string]any{
 		"Socket":     k.Socket,
@@ -239,6 +241,9 @@ func (k *Kekd) KillWorker(tb testing.TB) {
 		}
 	}
 }
+
+// WorkerPIDs lists the daemon's HSM worker processes: one, or none for a moment.
+func (k *Kekd) WorkerPIDs() []int { return k.service.children() }
 
 // Ready asks /readyz; the error holds the reason.
 func (k *Kekd) Ready(ctx context.Context) error {
