@@ -85,3 +85,29 @@ func TestWrongCheckValueIsNotBelieved(t *testing.T) {
 		return err == nil
 	})
 }
+
+// A module that has logged out by itself shows no private object, and says CKR_OK.
+// That is not a ring without keys: nothing is revoked by it.
+func TestLoggedOutTokenIsNotEmpty(t *testing.T) {
+	t.Parallel()
+	for _, what := range []string{"logout", "closeall"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			f := hsmtest.NewSoftHSM(t)
+			path := f.FaultModule(t)
+			maker := f.Open(t)
+			_, _, err := maker.Create(t.Context(), hsmtest.NewID(t))
+			must(t, err)
+			maker.Close()
+			token := f.Open(t) // which has met no key yet that it could miss
+			must(t, hsmtest.SetFaults(path, "C_FindObjectsInit "+what+" n=1"))
+			for range 5 {
+				keys, err := token.Keys(t.Context())
+				must(t, err)
+				if len(keys) != 1 {
+					t.Fatalf("%d keys, want 1", len(keys))
+				}
+			}
+		})
+	}
+}

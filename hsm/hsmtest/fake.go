@@ -50,6 +50,9 @@ type FakeToken struct {
 	// that it says it changes and does not.
 	ReadOnly []uint `json:"readOnly"`
 	Deaf     []uint `json:"deaf"`
+	// LooseUnwrap: an unwrapped key is readable and extractable, whatever the template
+	// says, as on opencryptoki 3.8.
+	LooseUnwrap bool `json:"looseUnwrap"`
 	// AmbiguousDecrypt: a damaged ciphertext gives CKR_GENERAL_ERROR, as on
 	// SoftHSM 2.6.
 	AmbiguousDecrypt bool          `json:"ambiguousDecrypt"`
@@ -256,6 +259,18 @@ func (f *Fake) OpenSession(uint) (pkcs11.SessionHandle, error) {
 	f.nextSession++
 	f.open[s] = true
 	return s, nil
+}
+
+// SessionState implements p11.Cryptoki.
+func (f *Fake) SessionState(s pkcs11.SessionHandle) (uint, error) {
+	defer f.mu.Unlock()
+	if err := f.enter("C_GetSessionInfo"); err != nil {
+		return 0, err
+	}
+	if f.loggedIn {
+		return pkcs11.CKS_RW_USER_FUNCTIONS, f.session("C_GetSessionInfo", s)
+	}
+	return pkcs11.CKS_RW_PUBLIC_SESSION, f.session("C_GetSessionInfo", s)
 }
 
 // CloseSession implements p11.Cryptoki. Closing the last one logs out.

@@ -58,6 +58,8 @@ type Cryptoki interface {
 	// OpenSession opens a read-write session.
 	OpenSession(slot uint) (pkcs11.SessionHandle, error)
 	CloseSession(s pkcs11.SessionHandle) error
+	// SessionState is the state that C_GetSessionInfo reports, a CKS_ value.
+	SessionState(s pkcs11.SessionHandle) (uint, error)
 	// Login logs the user in; a nil PIN means the token's own PIN pad.
 	Login(s pkcs11.SessionHandle, pin secret.Bytes) error
 	// FindObjects returns at most limit handles.

@@ -129,6 +129,13 @@ func (m *Module) CloseSession(s pkcs11.SessionHandle) error {
 	return check("C_CloseSession", m.ctx.CloseSession(s))
 }
 
+// SessionState implements Cryptoki.
+func (m *Module) SessionState(s pkcs11.SessionHandle) (uint, error) {
+	defer m.enter()()
+	i, err := m.ctx.GetSessionInfo(s)
+	return i.State, check("C_GetSessionInfo", err)
+}
+
 // Login implements Cryptoki.
 func (m *Module) Login(s pkcs11.SessionHandle, pin secret.Bytes) error {
 	defer m.enter()()

@@ -7,6 +7,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"kekd/hsm/p11"
 	"kekd/hsm/wire"
 	"kekd/internal/kek"
 )
@@ -22,8 +23,26 @@ func attr(typ uint, value any) *pkcs11.Attribute { return pkcs11.NewAttribute(ty
 // that it lacks so far and writes that to disk, over what the maker has written in
 // the meantime. The new key is lost. Until an object is finished there its
 // CKA_TOKEN is false, and a search compares attributes without that effect.
+//
+// What a session finds that is not logged in is not believed: it sees no private
+// object, and says so with CKR_OK. A module may log out or close all sessions by
+// itself, and the next one that it opens is such a session.
 func (w *Worker) findObjects(s session, template ...*pkcs11.Attribute) ([]pkcs11.ObjectHandle, error) {
-	return w.module.FindObjects(s.handle, append(template, attr(pkcs11.CKA_TOKEN, true)), maxObjects)
+	found, err := w.module.FindObjects(s.handle, append(template, attr(pkcs11.CKA_TOKEN, true)), maxObjects)
+	if err != nil || !w.login {
+		return found, err
+	}
+	state, err := w.module.SessionState(s.handle)
+	e, ok := rvOf(err)
+	switch {
+	case ok && e.RV == pkcs11.CKR_FUNCTION_NOT_SUPPORTED:
+		return found, nil // nobody can tell
+	case err != nil:
+		return nil, err
+	case state == pkcs11.CKS_RO_PUBLIC_SESSION || state == pkcs11.CKS_RW_PUBLIC_SESSION:
+		return nil, p11.Error{Call: "C_FindObjects", RV: pkcs11.CKR_USER_NOT_LOGGED_IN}
+	}
+	return found, nil
 }
 
 // ofRing reports whether a CKA_LABEL belongs to the ring: the ring's own label,

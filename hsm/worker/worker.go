@@ -40,6 +40,7 @@ type Worker struct {
 	wish   int
 	limit  uint
 	keep   session // the login lives as long as this session
+	login  bool    // the token wants one
 	pool   *sessions
 
 	mu sync.Mutex
@@ -115,6 +116,7 @@ func (w *Worker) Login(pin secret.Bytes, required bool) (int, error) {
 		return 0, failSetup("open the login session", err)
 	}
 	w.keep = session{handle: h, open: true}
+	w.login = required
 	if required {
 		if err := w.module.Login(h, pin); err != nil {
 			if e, ok := rvOf(err); !ok || e.RV != pkcs11.CKR_USER_ALREADY_LOGGED_IN {

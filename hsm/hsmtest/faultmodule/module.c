@@ -91,6 +91,7 @@ FORWARD(C_GetInfo, (CK_INFO_PTR i), (i))
 FORWARD(C_GetSlotList, (CK_BBOOL present, CK_SLOT_ID_PTR l, CK_ULONG_PTR n), (present, l, n))
 FORWARD(C_GetTokenInfo, (CK_SLOT_ID slot, CK_TOKEN_INFO_PTR i), (slot, i))
 FORWARD(C_GetMechanismInfo, (CK_SLOT_ID slot, CK_MECHANISM_TYPE m, CK_MECHANISM_INFO_PTR i), (slot, m, i))
+FORWARD(C_GetSessionInfo, (CK_SESSION_HANDLE s, CK_SESSION_INFO_PTR i), (s, i))
 FORWARD(C_Login, (CK_SESSION_HANDLE s, CK_USER_TYPE u, CK_UTF8CHAR_PTR pin, CK_ULONG n), (s, u, pin, n))
 FORWARD(C_FindObjectsInit, (CK_SESSION_HANDLE s, CK_ATTRIBUTE_PTR a, CK_ULONG n), (s, a, n))
 FORWARD(C_FindObjects, (CK_SESSION_HANDLE s, CK_OBJECT_HANDLE_PTR o, CK_ULONG max, CK_ULONG_PTR n), (s, o, max, n))
@@ -296,6 +297,7 @@ static CK_RV load(void)
 	REPLACE(C_GetMechanismInfo);
 	REPLACE(C_OpenSession);
 	REPLACE(C_CloseSession);
+	REPLACE(C_GetSessionInfo);
 	REPLACE(C_Login);
 	REPLACE(C_FindObjectsInit);
 	REPLACE(C_FindObjects);
