@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -22,6 +23,10 @@ func poolSize(wish int, limit uint) int {
 	return wish
 }
 
+// regrowAfter is the least time between a refusal for want of sessions and the
+// next try to have one more: a token's limit is often shared with others.
+const regrowAfter = 30 * time.Second
+
 // session is a place in the pool. Its handle is 0 until it is opened.
 type session struct {
 	handle pkcs11.SessionHandle
@@ -39,6 +44,8 @@ type sessions struct {
 	// places is how many places there are, idle or in use: the pool's size, less
 	// those that the token refused to fill, and never below 1. Guarded by mu.
 	places int
+	// changed is when places last changed. Guarded by mu.
+	changed time.Time
 }
 
 func newSessions(m p11.Cryptoki, slot uint, size int) *sessions {
@@ -74,8 +81,8 @@ func (p *sessions) acquire(ctx context.Context) (session, error) {
 	}
 }
 
-// shrink gives up the caller's place for good, since the token has fewer sessions
-// than it promised: the rest must do. False when it is the last place.
+// shrink gives up the caller's place, since the token has fewer sessions than it
+// promised: the rest must do. False when it is the last place.
 func (p *sessions) shrink() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -83,11 +90,26 @@ func (p *sessions) shrink() bool {
 		return false
 	}
 	p.places--
+	p.changed = time.Now()
 	return true
 }
 
+// regrow brings one place back that shrink gave up, once in a while.
+func (p *sessions) regrow() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.places < cap(p.idle) && time.Since(p.changed) >= regrowAfter {
+		p.places++
+		p.changed = time.Now()
+		p.idle <- session{} // never blocks: there is room for all places
+	}
+}
+
 // release puts a session back after use.
-func (p *sessions) release(s session) { p.idle <- s }
+func (p *sessions) release(s session) {
+	p.idle <- s
+	p.regrow()
+}
 
 // drop closes a session that saw an error and frees its place.
 func (p *sessions) drop(s session) {

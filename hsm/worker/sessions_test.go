@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -158,4 +160,48 @@ func TestPoolShrinks(t *testing.T) {
 	if m.most > limit || p.places < 1 {
 		t.Errorf("%d sessions were open at once, %d places are left", m.most, p.places)
 	}
+}
+
+// A token that lacks sessions only for a while gets its places back, one by one.
+func TestPoolGrowsAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := &stubModule{limit: 1}
+		p := newSessions(m, 3, 3)
+		use := func() {
+			t.Helper()
+			s, err := p.acquire(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.release(s)
+		}
+		use()
+		// Two more places that the token refuses to fill.
+		first, err := p.acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := p.acquire(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("a second session of one: %v", err)
+		}
+		if p.places != 1 {
+			t.Fatalf("%d places, want 1", p.places)
+		}
+		m.limit = 3
+		p.release(first)
+		for want := 1; want <= 3; want++ {
+			use()
+			if p.places != want {
+				t.Errorf("%d places, want %d", p.places, want)
+			}
+			time.Sleep(regrowAfter)
+			use()
+		}
+		if m.most == 3 {
+			t.Error("three sessions were open at once, which nobody needed")
+		}
+	})
 }
