@@ -26,6 +26,9 @@ WITH_DOCKER := e2e/kind/with-docker.sh
 # -buildvcs=auto puts the commit into `kekd version`.
 BUILD := CGO_ENABLED=1 go build -trimpath -buildvcs=auto
 
+# What the end-to-end tests run.
+E2E_BINARIES := KEKD_BIN=$(CURDIR)/bin/kekd KEKCTL_BIN=$(CURDIR)/bin/kekctl KEKD_FAULT_MODULE=$(CURDIR)/bin/kekd-faults.so
+
 # How long each fuzz target runs.
 FUZZTIME ?= 20s
 
@@ -92,6 +95,10 @@ e2e: deps-test build ## Run kekd under a real kube-apiserver and etcd
 	@bin="$$(e2e/kube/build.sh)"; cd e2e && \
 	KEKD_KUBE_BIN="$$bin" KEKD_BIN=$(CURDIR)/bin/kekd KEKCTL_BIN=$(CURDIR)/bin/kekctl KEKD_CLOCK_BIN=$(CURDIR)/bin/e2e/kekd-clock \
 	go test -count=1 -timeout=30m -v -p 1 ./cluster/... ./inventory/... ./portforward/... ./rotation/...
+
+.PHONY: faults
+faults: deps-run build bin/kekd-faults.so ## Play every fault of a PKCS#11 module at every moment (docs/reliability.md)
+	cd e2e && $(E2E_BINARIES) go test -count=1 -timeout=30m -parallel 8 ./faults/...
 
 .PHONY: image
 image: deps-image ## Build IMAGE:VERSION and IMAGE:VERSION-softhsm, and save them to dist/ (OFFLINE=1: ask no registry)
