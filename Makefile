@@ -53,7 +53,7 @@ run: deps-run build ## Start kekd on a SoftHSM token of its own and show it at w
 	go run ./internal/demo -kekd bin/kekd -kekctl bin/kekctl
 
 .PHONY: test
-test: deps-test build ## Build and pass all tests (SoftHSM, NSS and the apiserver's own client included)
+test: deps-test build ## Build and pass all tests (SoftHSM, NSS, opencryptoki and the apiserver's own client included)
 	CI=true go test -count=1 -shuffle=on ./...
 	cd e2e && KEKD_BIN=$(CURDIR)/bin/kekd KEKCTL_BIN=$(CURDIR)/bin/kekctl go test -count=1 ./client/... ./internal/...
 
@@ -138,7 +138,7 @@ clean: ## Remove what the targets built in the checkout
 deps: deps-test ## Install the Debian packages that building and testing need
 deps-build: PACKAGES := gcc libc6-dev git
 deps-run:   PACKAGES := gcc libc6-dev git softhsm2
-deps-test:  PACKAGES := gcc libc6-dev git softhsm2 opensc openssl libnss3 libnss3-tools systemd
+deps-test:  PACKAGES := gcc libc6-dev git softhsm2 opensc openssl libnss3 libnss3-tools opencryptoki systemd
 deps-image: PACKAGES := gcc libc6-dev git jq docker.io iptables iproute2 debootstrap procps
 deps-build deps-run deps-test deps-image:
 	@missing=""; for p in $(PACKAGES); do \

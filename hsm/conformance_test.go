@@ -46,3 +46,8 @@ func TestConformanceNSS(t *testing.T) {
 	t.Parallel()
 	hsmtest.Conformance(t, hsmtest.NewNSS)
 }
+
+func TestConformanceOpencryptoki(t *testing.T) {
+	t.Parallel()
+	hsmtest.Conformance(t, func(t *testing.T) *hsmtest.Fixture { return hsmtest.NewOpencryptoki(t).Fixture })
+}

@@ -222,6 +222,7 @@ func TestAbsorbedInTheWorker(t *testing.T) {
 		"key handle invalid":           {"C_EncryptInit rv=0x60 n=1", (*rig).wrap},
 		"token gone for a moment":      {"C_GetTokenInfo rv=0xe0 n=1", (*rig).keys},
 		"object handle invalid":        {"C_DecryptInit rv=0x82 n=1", (*rig).unwrap},
+		"object gone since found":      {"C_GetAttributeValue rv=0x6 n=1", (*rig).keys}, // opencryptoki
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -374,8 +375,6 @@ func TestCanary(t *testing.T) {
 			})
 		}
 		calls.Wait()
-		// At most ten canaries a second, and four calls at once: 40 calls need ten
-		// of them at least.
 		if took := time.Since(begun); took > 8*time.Second {
 			t.Errorf("40 damaged blobs took %s", took)
 		}
@@ -691,6 +690,9 @@ func TestRefusedSetupIsAnOutage(t *testing.T) {
 			_, err := r.token.Unwrap(t.Context(), r.id, r.mech, r.blob, []byte(aad))
 			if !errors.Is(err, kek.ErrUnavailable) || errors.Is(err, kek.ErrRefused) || errors.Is(err, kek.ErrCorrupt) {
 				t.Errorf("unwrap: %v, want ErrUnavailable alone", err)
+			}
+			if call == "C_Initialize" && hsm.Hint(err) == "" {
+				t.Error("no hint what a module may need to start")
 			}
 		})
 	}

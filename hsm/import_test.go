@@ -75,6 +75,41 @@ func TestImportFailures(t *testing.T) {
 	}
 }
 
+// Some tokens make every unwrapped key extractable, whatever they are told.
+func TestImportOnALooseToken(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		readOnly, deaf []uint
+		faults         []string
+		want           error
+	}{
+		"that can be tightened":            {},
+		"that stays extractable":           {readOnly: []uint{pkcs11.CKA_EXTRACTABLE}, want: kek.ErrRefused},
+		"that stays readable":              {readOnly: []uint{pkcs11.CKA_SENSITIVE}, want: kek.ErrRefused},
+		"that only says that it tightened": {deaf: []uint{pkcs11.CKA_SENSITIVE, pkcs11.CKA_EXTRACTABLE}, want: kek.ErrRefused},
+		"that breaks down over it":         {faults: []string{"C_SetAttributeValue rv=0x32 n=1"}, want: kek.ErrUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r, _, req := newImport(t)
+			r.edit(t, func(token *hsmtest.FakeToken) {
+				token.LooseUnwrap, token.ReadOnly, token.Deaf = true, c.readOnly, c.deaf
+			})
+			r.faults(t, c.faults...)
+			got, _, err := r.token.Import(t.Context(), req)
+			if !errors.Is(err, c.want) {
+				t.Fatalf("got %v, want %v", err, c.want)
+			}
+			if left := r.leftovers(t); len(left) != 0 || r.listed(t, req.ID) != (c.want == nil) {
+				t.Errorf("left beside the ring: %v; in it: %t", left, r.listed(t, req.ID))
+			}
+			if c.want == nil && (!*got.Attributes.Sensitive || *got.Attributes.Extractable) {
+				t.Errorf("imported with %+v, want sensitive and not extractable", got.Attributes)
+			}
+		})
+	}
+}
+
 // Some tokens want to be told the size of what they unwrap.
 func TestImportWithSize(t *testing.T) {
 	t.Parallel()

@@ -164,15 +164,7 @@ func importOne(t *testing.T, f *Fixture, token *hsm.Token, o *Owner, m wire.Impo
 		t.Fatalf("proven with %s, want %s", mech, f.Mechanisms[0])
 	}
 	seed, blob := seal(t, token, id, mech, []byte("aad"))
-	block, err := aes.NewCipher(key)
-	must(t, err)
-	n := 12
-	if mech == kek.GCMAppendedIV {
-		n = 16
-	}
-	gcm, err := cipher.NewGCMWithNonceSize(block, n)
-	must(t, err)
-	if plain, err := gcm.Open(nil, blob[:n], blob[n:], []byte("aad")); err != nil || !bytes.Equal(plain, seed) {
+	if plain, err := openByHand(key, mech, blob, []byte("aad")); err != nil || !bytes.Equal(plain, seed) {
 		t.Errorf("the token does not encrypt under the owner's key: %v", err)
 	}
 	back, err := f.Open(t).Unwrap(t.Context(), id, mech, blob, []byte("aad"))
@@ -183,6 +175,29 @@ func importOne(t *testing.T, f *Fixture, token *hsm.Token, o *Owner, m wire.Impo
 	if _, _, err := token.Import(t.Context(), req); !errors.Is(err, kek.ErrAmbiguous) {
 		t.Errorf("the same id again: %v, want ErrAmbiguous", err)
 	}
+}
+
+// openByHand opens a blob of docs/design.md's forms with nothing but the KEK. The
+// HMAC key of aes-cbc-hmac stays on the token, so its MAC is not looked at.
+func openByHand(key []byte, m kek.Mechanism, blob, aad []byte) ([]byte, error) {
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	n := 12
+	switch m {
+	case kek.CBCHMAC:
+		padded := slices.Clone(blob[aes.BlockSize : len(blob)-sha256.Size])
+		cipher.NewCBCDecrypter(block, blob[:aes.BlockSize]).CryptBlocks(padded, padded)
+		return bytes.TrimSuffix(padded, bytes.Repeat([]byte{16}, 16)), nil // a seed has 32 bytes
+	case kek.GCMAppendedIV:
+		n = 16
+	}
+	gcm, err := cipher.NewGCMWithNonceSize(block, n)
+	if err != nil {
+		return nil, err
+	}
+	return gcm.Open(nil, blob[:n], blob[n:], aad)
 }
 
 func importRefused(t *testing.T, f *Fixture) {

@@ -69,9 +69,14 @@ func (f *Fake) UnwrapKey(s pkcs11.SessionHandle, h pkcs11.ObjectHandle, m p11.Me
 		if _, err := aes.NewCipher(value); err != nil {
 			return fail(call, pkcs11.CKR_KEY_SIZE_RANGE)
 		}
-		made = t.add(value, attributesOf(template,
+		attributes := attributesOf(template,
 			pkcs11.NewAttribute(pkcs11.CKA_LOCAL, false), pkcs11.NewAttribute(pkcs11.CKA_ALWAYS_SENSITIVE, false),
-			pkcs11.NewAttribute(pkcs11.CKA_NEVER_EXTRACTABLE, false), pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, len(value))))
+			pkcs11.NewAttribute(pkcs11.CKA_NEVER_EXTRACTABLE, false), pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, len(value)))
+		if t.LooseUnwrap {
+			attributes[pkcs11.CKA_SENSITIVE] = pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, false).Value
+			attributes[pkcs11.CKA_EXTRACTABLE] = pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, true).Value
+		}
+		made = t.add(value, attributes)
 		return nil
 	})
 	return pkcs11.ObjectHandle(made), err

@@ -35,6 +35,11 @@ func rvOf(err error) (p11.Error, bool) {
 // NSS answers CKR_KEY_TYPE_INCONSISTENT to CKA_ENCRYPT=false, CloudHSM answers
 // CKR_DEVICE_ERROR when it throttles.
 func judge(e p11.Error) (wire.Class, verdict) {
+	if e.Call == "C_GetAttributeValue" && e.RV == pkcs11.CKR_FUNCTION_FAILED {
+		// opencryptoki to an object that another process destroyed since it was found;
+		// the next search does not find it.
+		return wire.ClassToken, freshHandle
+	}
 	switch e.RV {
 	case pkcs11.CKR_ENCRYPTED_DATA_INVALID, pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE,
 		0x42, // CKR_AEAD_DECRYPT_FAILED of PKCS#11 v3.0

@@ -36,6 +36,7 @@ func TestJudge(t *testing.T) {
 		{"C_Encrypt", pkcs11.CKR_OPERATION_NOT_INITIALIZED, wire.ClassToken, freshSession},
 		{"C_Encrypt", pkcs11.CKR_BUFFER_TOO_SMALL, wire.ClassToken, freshSession},
 		{"C_GetAttributeValue", pkcs11.CKR_OBJECT_HANDLE_INVALID, wire.ClassToken, freshHandle},
+		{"C_GetAttributeValue", pkcs11.CKR_FUNCTION_FAILED, wire.ClassToken, freshHandle}, // opencryptoki
 		{"C_EncryptInit", pkcs11.CKR_KEY_HANDLE_INVALID, wire.ClassToken, freshHandle},
 		{"C_Encrypt", pkcs11.CKR_DEVICE_ERROR, wire.ClassToken, pauseThenRetry},
 		{"C_Encrypt", pkcs11.CKR_DEVICE_MEMORY, wire.ClassToken, pauseThenRetry},

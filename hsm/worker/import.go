@@ -185,8 +185,40 @@ func (w *Worker) unwrapNew(req wire.ImportRequest, key pkcs11.ObjectHandle, mech
 		c, err = w.describe(s, o)
 		return err
 	})
+	if err != nil {
+		return nil, err
+	}
 	c.key.Attributes.Label = label
-	return &c, err
+	return &c, w.keepInside(&c)
+}
+
+// keepInside makes an unwrapped key sensitive and not extractable where the token
+// did not listen to the template: opencryptoki 3.8 makes every unwrapped key
+// extractable and readable, and lets both be changed to the safe side. What a
+// token refuses to change is left to the check that follows.
+func (w *Worker) keepInside(c *candidate) error {
+	a := &c.key.Attributes
+	for _, f := range []struct {
+		name string
+		typ  uint
+		has  *bool
+		want bool
+	}{
+		{"CKA_SENSITIVE", pkcs11.CKA_SENSITIVE, a.Sensitive, true},
+		{"CKA_EXTRACTABLE", pkcs11.CKA_EXTRACTABLE, a.Extractable, false},
+	} {
+		if f.has == nil || *f.has == f.want {
+			continue
+		}
+		err := w.set(fmt.Sprintf("set %s of the unwrapped key to %t", f.name, f.want), c.aes, attr(f.typ, f.want))
+		if err != nil && !refusal(err) {
+			return err
+		}
+		if err == nil {
+			*f.has = f.want
+		}
+	}
+	return nil
 }
 
 // unwrapFailure says what a failed C_UnwrapKey means to the one who wrapped.

@@ -55,13 +55,19 @@ func selectToken(m p11.Cryptoki, want wire.Selector) (uint, pkcs11.TokenInfo, er
 		}
 	}
 	var lines []string
-	for _, c := range matches {
+	hint := "name one of them by hsm.token.serial instead"
+	for i, c := range matches {
 		lines = append(lines, describe(c.slot, c.info))
+		for _, other := range matches[:i] {
+			if trim(c.info.SerialNumber) == trim(other.info.SerialNumber) { // opencryptoki has one for all its tokens
+				hint = "give each token a label of its own by the vendor's tool: their serials are the same too"
+			}
+		}
 	}
 	return 0, pkcs11.TokenInfo{}, &wire.Error{
 		Class: wire.ClassAmbiguous,
 		Text:  fmt.Sprintf("%d tokens match %s: %s", len(matches), want, strings.Join(lines, "; ")),
-		Hint:  "name one of them by hsm.token.serial instead",
+		Hint:  hint,
 	}
 }
 

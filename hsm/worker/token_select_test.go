@@ -76,3 +76,18 @@ func TestSelectTokenWithoutSlots(t *testing.T) {
 		t.Errorf("got %v, want ErrUnavailable that names the call", err)
 	}
 }
+
+// Where two tokens share a serial as well, it is no way to tell them apart.
+func TestSelectTokenHint(t *testing.T) {
+	t.Parallel()
+	for second, hint := range map[string]string{"0002": "hsm.token.serial", "0001": "a label of its own"} {
+		tokens := map[uint]pkcs11.TokenInfo{
+			1: tokenInfo("kekd", "0001", pkcs11.CKF_TOKEN_INITIALIZED),
+			2: tokenInfo("kekd", second, pkcs11.CKF_TOKEN_INITIALIZED),
+		}
+		_, _, err := selectToken(&stubModule{slots: []uint{1, 2}, tokens: tokens}, wire.Selector{Label: "kekd"})
+		if e, ok := errors.AsType[*wire.Error](err); !ok || !strings.Contains(e.Hint, hint) {
+			t.Errorf("serials 0001 and %s: %v, want a hint with %q", second, err, hint)
+		}
+	}
+}

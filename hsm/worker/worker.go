@@ -78,7 +78,11 @@ func (w *Worker) Load(req wire.LoadRequest) (wire.TokenInfo, error) {
 		}
 	}
 	if err := m.Initialize(req.InitArgs); err != nil {
-		return wire.TokenInfo{}, failSetup("initialise the PKCS#11 module "+req.Module, err)
+		failed := failSetup("initialise the PKCS#11 module "+req.Module, err)
+		if e, ok := errors.AsType[*wire.Error](failed); ok {
+			e.Hint = "check the module's own configuration, hsm.env, and that the client or daemon that it needs is set up and runs (opencryptoki: pkcsslotd)"
+		}
+		return wire.TokenInfo{}, failed
 	}
 	w.module, w.ring, w.wish = m, req.Ring, req.Sessions
 	lib, err := m.GetInfo()
