@@ -28,6 +28,9 @@ const (
 	// againWithin bounds the way back to normal. It is no promise: the table tells
 	// what was measured.
 	againWithin = 30 * time.Second
+	// The clients of a case, and of its readings, hold some more than there were
+	// before it.
+	spareGoroutines, spareDescriptors = 12, 6
 )
 
 // outcome is a cell of the table.
@@ -51,6 +54,9 @@ type testCase struct {
 	kekd   *harness.Kekd
 	kms    *harness.KMS
 	seals  []sealed
+	// goroutines and descriptors are those of the daemon before any fault.
+	goroutines  float64
+	descriptors int
 
 	mu sync.Mutex
 	outcome
@@ -81,6 +87,7 @@ func runCase(t *testing.T, f fault, m moment) outcome {
 	for range 3 {
 		c.seals = append(c.seals, c.seal())
 	}
+	c.goroutines, c.descriptors = c.kekd.Metrics(t).Sum("go_goroutines", nil), c.openFiles()
 	c.kekd.Stop(t)
 	token.Faults(t)
 	m.run(c)
@@ -307,15 +314,23 @@ func (c *testCase) requireSound() {
 			return fmt.Errorf("requests are left over")
 		case m.Sum("kekd_panics_total", nil) != 0:
 			return fmt.Errorf("requests panicked")
-		case m.Sum("go_goroutines", nil) > 60:
-			return fmt.Errorf("%v goroutines", m.Sum("go_goroutines", nil))
+		case m.Sum("go_goroutines", nil) > c.goroutines+spareGoroutines:
+			return fmt.Errorf("%v goroutines, before it %v", m.Sum("go_goroutines", nil), c.goroutines)
+		case c.openFiles() > c.descriptors+spareDescriptors:
+			return fmt.Errorf("%d file descriptors, before it %d", c.openFiles(), c.descriptors)
 		}
-		fds, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(c.kekd.PID()), "fd"))
-		if err == nil && len(fds) > 30 {
-			err = fmt.Errorf("%d file descriptors", len(fds))
-		}
-		return err
+		return nil
 	})
+}
+
+// openFiles counts the daemon's file descriptors.
+func (c *testCase) openFiles() int {
+	c.tb.Helper()
+	files, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(c.kekd.PID()), "fd"))
+	if err != nil {
+		c.tb.Fatal(err)
+	}
+	return len(files)
 }
 
 // String is the cell as the table shows it: what callers saw other than OK, or how
