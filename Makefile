@@ -100,6 +100,11 @@ e2e: deps-test build ## Run kekd under a real kube-apiserver and etcd
 faults: deps-run build bin/kekd-faults.so ## Play every fault of a PKCS#11 module at every moment (docs/reliability.md)
 	cd e2e && $(E2E_BINARIES) go test -count=1 -timeout=30m -parallel 8 ./faults/...
 
+.PHONY: outages
+outages: deps-test build bin/kekd-faults.so ## Take away what kekd stands on, one thing after the other (docs/reliability.md)
+	$(BUILD) -tags e2eclock -o bin/e2e/kekd-clock ./cmd/kekd
+	cd e2e && $(E2E_BINARIES) KEKD_CLOCK_BIN=$(CURDIR)/bin/e2e/kekd-clock go test -count=1 -timeout=10m -v ./outages/...
+
 .PHONY: image
 image: deps-image ## Build IMAGE:VERSION and IMAGE:VERSION-softhsm, and save them to dist/ (OFFLINE=1: ask no registry)
 	$(WITH_DOCKER) bash -c 'e2e/image/build.sh && mkdir -p dist && \

@@ -1,8 +1,6 @@
 package hsm
 
 import (
-	"bytes"
-	"crypto/hmac"
 	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/sha256"
@@ -16,6 +14,7 @@ import (
 
 	"kekd/hsm/wire"
 	"kekd/internal/kek"
+	"kekd/internal/secret"
 )
 
 // LatchName is the latch's name in the LatchStore.
@@ -27,6 +26,8 @@ type LatchStore interface {
 	Load(name string, v any) (bool, error)
 	Save(name string, v any) error
 	Remove(name string) error
+	// Writable returns nil when a Save could be made now.
+	Writable() error
 }
 
 // LatchRecord is what is kept of a PIN that a token refused: enough to know it
@@ -43,6 +44,10 @@ type LatchRecord struct {
 // latchIterations costs a guess about a fifth of a second.
 const latchIterations = 600_000
 
+// maxLatchIterations is what a later version may want: a few seconds. More is
+// damage, and would hold up every login.
+const maxLatchIterations = 10_000_000
+
 // pinLatch keeps a refused PIN from being tried again.
 type pinLatch struct {
 	store LatchStore
@@ -56,7 +61,10 @@ type pinLatch struct {
 	// keyed hash of both. Guarded by mu.
 	known    [sha256.Size]byte
 	knownHit bool
-	key      []byte // random, for known
+	key      []byte // random, for known and accepted
+	// accepted is a keyed hash of the token and the PIN that let this process in last.
+	// Guarded by mu.
+	accepted [sha256.Size]byte
 }
 
 func newPINLatch(store LatchStore, log *zap.Logger, watch Observer) *pinLatch {
@@ -67,7 +75,13 @@ func newPINLatch(store LatchStore, log *zap.Logger, watch Observer) *pinLatch {
 
 // check refuses a login that could cost one of the last tries.
 func (l *pinLatch) check(token wire.TokenInfo, pin []byte, allowFinal bool, source string) error {
+	worked := l.worked(token, pin)
 	rec, err := l.load()
+	if err != nil && errors.Is(err, kek.ErrState) && worked {
+		// What can't be read now stood in nobody's way before.
+		l.log.Warn("the PIN latch cannot be read, going on with the PIN that has worked", zap.Error(err))
+		rec, err = nil, nil
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", kek.ErrPIN, err)
 	}
@@ -94,7 +108,31 @@ func (l *pinLatch) check(token wire.TokenInfo, pin []byte, allowFinal bool, sour
 		}
 	}
 	l.watch.HSMLatched(false)
+	if worked {
+		return nil
+	}
+	// A refusal must be remembered beyond this process, or each restart would spend
+	// one of the few tries.
+	if err := l.store.Writable(); err != nil {
+		return fmt.Errorf("%w: the PIN is not tried while its refusal could not be remembered: %w", kek.ErrUnavailable, err)
+	}
 	return nil
+}
+
+// worked reports whether this very PIN let this process in to the token last.
+func (l *pinLatch) worked(token wire.TokenInfo, pin []byte) bool {
+	sum := secret.Sum(l.key, []byte(token.Serial), pin)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.accepted == sum
+}
+
+// accept notes that a PIN was right.
+func (l *pinLatch) accept(token wire.TokenInfo, pin []byte) {
+	sum := secret.Sum(l.key, []byte(token.Serial), pin)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.accepted = sum
 }
 
 // set latches a PIN that the token has just refused and returns the error to report.
@@ -115,12 +153,12 @@ func (l *pinLatch) set(token wire.TokenInfo, pin []byte, source string, cause er
 	l.log.Error("the token refused the PIN, which is not tried again", zap.String("source", source), zap.String("serial", token.Serial), zap.String("reason", reason))
 	var unsaved *LatchRecord
 	if err := l.store.Save(LatchName, rec); err != nil {
-		// This process keeps it in memory; a restart would try once more.
+		// This process keeps it in memory until it can be stored.
 		unsaved = rec
-		l.log.Error("the PIN latch is not stored, a restart will try the PIN again", zap.Error(err))
+		l.log.Error("the PIN latch is not stored, a restart could try the PIN again", zap.Error(err))
 	}
 	l.mu.Lock()
-	l.memory = unsaved
+	l.memory, l.accepted = unsaved, [sha256.Size]byte{}
 	l.mu.Unlock()
 	return &latchedError{since: rec.Since, reason: rec.Reason, source: source}
 }
@@ -145,6 +183,13 @@ func (l *pinLatch) load() (*LatchRecord, error) {
 	unsaved := l.memory
 	l.mu.Unlock()
 	if unsaved != nil {
+		// There may be room meanwhile.
+		if err := l.store.Save(LatchName, unsaved); err == nil {
+			l.mu.Lock()
+			l.memory = nil
+			l.mu.Unlock()
+			l.log.Info("the PIN latch is stored now")
+		}
 		return unsaved, nil
 	}
 	rec := new(LatchRecord)
@@ -160,30 +205,28 @@ func (l *pinLatch) load() (*LatchRecord, error) {
 
 // matches tells whether this is the PIN of the record.
 func (l *pinLatch) matches(rec *LatchRecord, pin []byte) bool {
-	mac := hmac.New(sha256.New, l.key)
-	mac.Write(rec.Hash)
-	mac.Write(pin)
-	sum := [sha256.Size]byte(mac.Sum(nil))
+	sum := secret.Sum(l.key, rec.Hash, pin)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.known == sum {
 		return l.knownHit
 	}
-	hash, err := rec.hash(pin)
-	// A record that can't be computed with is taken as a match: better one latch
-	// too many than one try.
-	damaged := err != nil || rec.Iterations < 1 || len(rec.Hash) != len(hash)
-	hit := damaged || subtle.ConstantTimeCompare(hash, rec.Hash) == 1
+	// A record that can't be computed with, or not in any good time, is taken as a
+	// match: better one latch too many than one try.
+	hit := true
+	if rec.Iterations >= 1 && rec.Iterations <= maxLatchIterations && len(rec.Hash) == sha256.Size {
+		hash, err := rec.hash(pin)
+		hit = err != nil || subtle.ConstantTimeCompare(hash, rec.Hash) == 1
+	}
 	l.known, l.knownHit = sum, hit
 	return hit
 }
 
 func (r *LatchRecord) hash(pin []byte) ([]byte, error) {
 	// The serial goes in, so that a PIN refused by one token says nothing about
-	// another's.
-	input := bytes.Join([][]byte{[]byte(r.Serial), pin}, []byte{0})
-	defer clear(input)
-	return pbkdf2.Key(sha256.New, string(input), r.Salt, r.Iterations, sha256.Size)
+	// another's. Hashed before, because crypto/pbkdf2 leaves copies of what it gets.
+	password := secret.Sum([]byte(r.Serial), pin)
+	return pbkdf2.Key(sha256.New, string(password[:]), r.Salt, r.Iterations, sha256.Size)
 }
 
 // latchedError is a login that was not tried, or will not be tried again.

@@ -3,6 +3,7 @@ package hsm
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -41,6 +42,13 @@ func (s *jsonStore) Remove(string) error {
 		return errors.New("read-only file system")
 	}
 	s.stored = nil
+	return nil
+}
+
+func (s *jsonStore) Writable() error {
+	if s.failing {
+		return fmt.Errorf("%w: no space left on device", kek.ErrState)
+	}
 	return nil
 }
 
@@ -152,6 +160,76 @@ func TestUnsavedLatch(t *testing.T) {
 	if err := l.check(second, []byte("1111"), true, "test"); err != nil {
 		t.Errorf("after the latch was cleared: %v", err)
 	}
+}
+
+// A latch that could not be stored at first is stored once it can be, so that a
+// restart knows it.
+func TestUnsavedLatchIsStoredLater(t *testing.T) {
+	t.Parallel()
+	store := &jsonStore{failing: true}
+	l := testLatch(store)
+	token := wire.TokenInfo{Serial: "1"}
+	if err := l.set(token, []byte("1111"), "test", refused(0xa0)); !errors.Is(err, kek.ErrPIN) {
+		t.Fatal(err)
+	}
+	store.failing = false
+	for _, l := range []*pinLatch{l, testLatch(store)} {
+		if err := l.check(token, []byte("1111"), false, "test"); !errors.Is(err, kek.ErrPIN) {
+			t.Errorf("got %v, want ErrPIN", err)
+		}
+	}
+}
+
+// A process that has not logged in yet tries no PIN whose refusal would be
+// forgotten with it. One that has goes on with that PIN, and no other.
+func TestNoTryThatCouldBeForgotten(t *testing.T) {
+	t.Parallel()
+	store := &jsonStore{failing: true}
+	l := testLatch(store)
+	token := wire.TokenInfo{Serial: "1"}
+	forgetful := func(what, pin string) {
+		t.Helper()
+		err := l.check(token, []byte(pin), false, "test")
+		if !errors.Is(err, kek.ErrState) || errors.Is(err, kek.ErrPIN) {
+			t.Errorf("%s: %v, want ErrState: nothing was refused", what, err)
+		}
+	}
+	forgetful("the first login", "1111")
+	l.accept(token, []byte("1111"))
+	if err := l.check(token, []byte("1111"), false, "test"); err != nil {
+		t.Errorf("the PIN that worked: %v", err)
+	}
+	forgetful("another PIN", "2222")
+	if err := l.set(token, []byte("1111"), "test", refused(0xa0)); !errors.Is(err, kek.ErrPIN) {
+		t.Fatal(err)
+	}
+	if err := l.check(token, []byte("1111"), false, "test"); !errors.Is(err, kek.ErrPIN) {
+		t.Errorf("the PIN that worked until it was refused: %v, want ErrPIN", err)
+	}
+}
+
+// With the state directory gone, a worker of a process that has logged in is
+// replaced all the same.
+func TestUnreadableLatchAfterLogin(t *testing.T) {
+	t.Parallel()
+	l := testLatch(goneStore{&jsonStore{failing: true}})
+	token := wire.TokenInfo{Serial: "1"}
+	if err := l.check(token, []byte("1111"), false, "test"); !errors.Is(err, kek.ErrState) {
+		t.Errorf("before the first login: %v, want ErrState", err)
+	}
+	l.accept(token, []byte("1111"))
+	if err := l.check(token, []byte("1111"), false, "test"); err != nil {
+		t.Errorf("after it: %v", err)
+	}
+	if err := l.check(token, []byte("2222"), false, "test"); !errors.Is(err, kek.ErrState) {
+		t.Errorf("another PIN: %v, want ErrState", err)
+	}
+}
+
+type goneStore struct{ *jsonStore }
+
+func (goneStore) Load(string, any) (bool, error) {
+	return false, fmt.Errorf("%w: no such file or directory", kek.ErrState)
 }
 
 // A changed PIN is not tried while the old record can't be removed: it would be

@@ -16,9 +16,11 @@ import (
 )
 
 const (
-	// firstPause and lastPause bound the wait between two starts of a worker.
+	// firstPause and lastPause bound the wait between two starts of a worker. The
+	// last one is how long the HSM may be back unnoticed, so that it is less than a
+	// second with the jitter. A start that fails costs some milliseconds.
 	firstPause = 100 * time.Millisecond
-	lastPause  = 5 * time.Second
+	lastPause  = 700 * time.Millisecond
 	// steadyLife is how long a worker must live for its end not to count as one
 	// of a series.
 	steadyLife = 30 * time.Second
@@ -124,6 +126,9 @@ func (e *pausedError) Error() string {
 // Unwrap yields why the last worker failed.
 func (e *pausedError) Unwrap() error { return e.last }
 
+// NotAsked tells the key cache that this is no news of the HSM.
+func (e *pausedError) NotAsked() bool { return true }
+
 // run brings up a worker for everybody who waits for st.
 func (s *supervisor) run(st *start) {
 	defer close(st.done)
@@ -218,7 +223,9 @@ func (s *supervisor) bringUp() (*process, error) {
 	}
 	ctx, cancel := context.WithTimeout(s.stopped, startTimeout)
 	defer cancel()
-	if err := s.prepare(ctx, p, pin); err != nil {
+	err = s.prepare(ctx, p, pin)
+	pin.Wipe() // now, and not when a worker that failed has ended
+	if err != nil {
 		if errors.Is(err, errWorkerGone) {
 			<-p.dead // so that the cause is known
 			p.mu.Lock()
@@ -263,6 +270,7 @@ func (s *supervisor) prepare(ctx context.Context, p *process, pin []byte) error 
 		}
 		return err
 	}
+	s.latch.accept(token, pin)
 	token.Sessions = login.Sessions
 	p.token = token
 	p.slots = make(chan struct{}, login.Sessions)

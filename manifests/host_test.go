@@ -132,7 +132,8 @@ func TestService(t *testing.T) {
 		"Service.RuntimeDirectoryPreserve": "yes", // pods have it mounted
 		"Service.StateDirectory":           path.Base(config.Default().StateDir),
 		"Service.Restart":                  "always",
-		"Service.KillMode":                 "mixed", // the worker serves until kekd has drained
+		"Service.KillMode":                 "mixed",    // the worker serves until kekd has drained
+		"Service.OOMPolicy":                "continue", // the worker's death is no reason to stop kekd
 		"Service.NoNewPrivileges":          "yes",
 		"Service.CapabilityBoundingSet":    "",
 		"Unit.StartLimitIntervalSec":       "0",

@@ -58,6 +58,8 @@ var failures = [...]failure{
 		text: "the plaintext is empty"},
 	{name: "too-large", class: kek.ErrTooLarge, code: codes.InvalidArgument,
 		text: "the plaintext is too large: its ciphertext would exceed 1024 bytes"},
+	{name: "state", class: kek.ErrState, code: codes.Unavailable,
+		text: "kekd cannot use its state directory"},
 	{name: "pin", class: kek.ErrPIN, code: codes.Unavailable,
 		text: "the HSM is unavailable: the token refused the PIN"},
 	{name: "no-key", class: kek.ErrNoKey, code: codes.Unavailable,

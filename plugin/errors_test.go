@@ -26,6 +26,7 @@ func TestErrorTable(t *testing.T) {
 		{"no key", kek.ErrNoKey, codes.Unavailable, "the key ring has no usable KEK"},
 		{"ambiguous", kek.ErrAmbiguous, codes.Unavailable, "several tokens or KEKs match where one is meant"},
 		{"PIN", kek.ErrPIN, codes.Unavailable, "the HSM is unavailable: the token refused the PIN"},
+		{"state", fmt.Errorf("%w: %w", kek.ErrUnavailable, kek.ErrState), codes.Unavailable, "kekd cannot use its state directory"},
 		{"busy", kek.ErrBusy, codes.ResourceExhausted, "too many requests wait for the HSM"},
 		{"corrupt", kek.ErrCorrupt, codes.InvalidArgument, "the ciphertext is damaged or was not made by this key ring" + key},
 		{"wrong key_id", kek.ErrWrongKeyID, codes.InvalidArgument, "the key_id does not belong to the ciphertext" + key},

@@ -11,9 +11,11 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"kekd/hsm"
 	"kekd/hsm/worker"
+	"kekd/internal/logging"
 	"kekd/internal/version"
 )
 
@@ -23,6 +25,9 @@ const (
 	exitFailed = 1
 	exitUsage  = 2
 )
+
+// lastWords is how long the end of the log may take to be written.
+const lastWords = 2 * time.Second
 
 const usage = `Usage:
   kekd serve --config FILE   serve kube-apiserver until SIGTERM
@@ -74,10 +79,15 @@ func serveCommand(ctx context.Context, args []string, stderr io.Writer) int {
 		_, _ = fmt.Fprintf(stderr, "kekd: error: serve takes no arguments, got %q\n", flags.Arg(0))
 		return exitUsage
 	}
-	if err := serve(ctx, *path, stderr); err != nil {
-		_, _ = fmt.Fprintln(stderr, "kekd: error:", err)
+	// Whoever reads the log may be stuck, or gone, which would end a Go program that
+	// writes to standard error. Neither is a reason to keep requests waiting.
+	signal.Ignore(syscall.SIGPIPE)
+	out := logging.NewQueue(stderr)
+	defer out.Close(lastWords)
+	if err := serve(ctx, *path, out); err != nil {
+		_, _ = fmt.Fprintln(out, "kekd: error:", err)
 		if hint := hsm.Hint(err); hint != "" {
-			_, _ = fmt.Fprintln(stderr, "kekd: hint:", hint)
+			_, _ = fmt.Fprintln(out, "kekd: hint:", hint)
 		}
 		return exitFailed
 	}

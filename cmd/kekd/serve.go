@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"runtime/debug"
 	"time"
 
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 	"golang.org/x/sync/errgroup"
 
 	"kekd/hsm"
@@ -56,10 +54,12 @@ type daemon struct {
 	server  *plugin.Server
 	socket  *plugin.Socket
 	http    net.Listener // nil when it is turned off
+	// unlock gives the state directory to the next kekd.
+	unlock func() error
 }
 
 // serve runs the daemon until ctx ends.
-func serve(ctx context.Context, path string, stderr io.Writer) error {
+func serve(ctx context.Context, path string, out *logging.Queue) error {
 	cfg, err := config.Load(path)
 	if err != nil {
 		return err
@@ -67,10 +67,13 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	if err := secret.HardenProcess(); err != nil {
 		return err
 	}
-	loggers, err := logging.New(cfg.Log.Level, cfg.Log.Format, zapcore.Lock(zapcore.AddSync(stderr)))
+	loggers, err := logging.New(cfg.Log.Level, cfg.Log.Format, out)
 	if err != nil {
 		return err
 	}
+	out.OnLoss(func(lines uint64) {
+		loggers.Log.Warn("log lines lost, for they were not read in time", zap.Uint64("lines", lines))
+	})
 	if err := preflight(cfg); err != nil {
 		return err
 	}
@@ -81,6 +84,7 @@ func serve(ctx context.Context, path string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	d.metrics.CollectLog(out.Lost)
 	return d.run(ctx)
 }
 
@@ -118,6 +122,10 @@ func assemble(ctx context.Context, cfg config.Config, loggers logging.Loggers) (
 			err = errors.Join(err, d.abandon())
 		}
 	}()
+	// The directory holds counts that are in memory too: two would count wrong.
+	if d.unlock, err = store.Lock(); err != nil {
+		return nil, err
+	}
 	if cfg.HTTP.Address != "" {
 		if d.http, err = httpapi.Listen(ctx, cfg.HTTP.Address); err != nil {
 			return nil, err
@@ -188,6 +196,9 @@ func (d *daemon) newSealer(store *state.Dir, watch keycache.Observer) (*keycache
 // abandon frees what assemble has bound before it failed.
 func (d *daemon) abandon() error {
 	err := d.socket.Close()
+	if d.unlock != nil {
+		err = errors.Join(err, d.unlock())
+	}
 	if d.http != nil {
 		err = errors.Join(err, d.http.Close())
 	}
@@ -260,7 +271,7 @@ func (d *daemon) run(ctx context.Context) error {
 	wiped := d.sealer.Close()
 	d.token.Close()
 	stopHTTP()
-	return errors.Join(parts.Wait(), wiped)
+	return errors.Join(parts.Wait(), wiped, d.unlock())
 }
 
 // httpAddress is where the HTTP endpoint listens, with the port that was taken

@@ -26,6 +26,10 @@ func Is(args []string) bool { return len(args) == 2 && args[1] == Arg }
 // Main is the whole life of a worker process; it returns its exit code. It ends
 // when the parent asks for it or is gone.
 func Main(open Opener) int {
+	// Before the process is hardened: its files in /proc are root's from then on.
+	if err := volunteer("/proc/self/oom_score_adj"); err != nil {
+		fmt.Fprintln(os.Stderr, "hsm worker: offer itself to the out-of-memory killer:", err)
+	}
 	if err := secret.HardenProcess(); err != nil {
 		fmt.Fprintln(os.Stderr, "harden the worker process:", err)
 		return 1

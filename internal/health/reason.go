@@ -22,6 +22,7 @@ var reasons = [...]struct {
 	class error
 	text  string
 }{
+	{kek.ErrState, "kekd cannot use its state directory; its log has the reason"},
 	{kek.ErrPIN, "the token refused the PIN; it is not tried again before it is replaced or the latch is cleared"},
 	{kek.ErrRevoked, "the KEK is disabled, scheduled for destruction or gone"},
 	{kek.ErrRefused, "the token refuses this use of the KEK"},

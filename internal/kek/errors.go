@@ -25,6 +25,9 @@ var (
 	// ErrPIN: the PIN was refused, or is locked or expired; it is not tried
 	// again before its source changes or an operator clears the latch.
 	ErrPIN = errors.New("the token refused the PIN")
+	// ErrState: what must outlive a restart cannot be kept or read, because the disk
+	// is full or the state directory is gone. The HSM has no part in it.
+	ErrState = errors.New("the state directory cannot be used")
 	// ErrNoKey: the ring has no key that could encrypt.
 	ErrNoKey = errors.New("the ring has no usable KEK")
 	// ErrAmbiguous: several tokens or keys match where one is meant.

@@ -28,15 +28,17 @@ type Loggers struct {
 	// Log is for everything but audit events. It drops repetitions.
 	Log *zap.Logger
 	// Audit is for events that must all be found later: a key created or
-	// revoked, a login refused, a caller turned away. It drops nothing, and its
-	// level does not follow Level: info and above are always written.
+	// revoked, a login refused, a caller turned away. It drops no repetitions, its
+	// level does not follow Level, info and above are always written, and in a Queue
+	// there is room for it when ordinary lines find none.
 	Audit *zap.Logger
 	// Level is the level of Log and can be set at any time.
 	Level zap.AtomicLevel
 }
 
 // New makes the loggers. level is debug, info, warn or error, format is json or
-// console; out must be safe for concurrent use, as zapcore.Lock makes it.
+// console; out must be safe for concurrent use, as a Queue is, or what zapcore.Lock
+// makes.
 func New(level, format string, out zapcore.WriteSyncer) (Loggers, error) {
 	parsed, err := zapcore.ParseLevel(level)
 	if err != nil {
@@ -46,12 +48,16 @@ func New(level, format string, out zapcore.WriteSyncer) (Loggers, error) {
 	if err != nil {
 		return Loggers{}, err
 	}
+	audit := out
+	if q, ok := out.(*Queue); ok {
+		audit = auditQueue{q}
+	}
 	atomic := zap.NewAtomicLevelAt(parsed)
 	sampled := zapcore.NewSamplerWithOptions(
 		zapcore.NewCore(encoder, out, atomic), time.Second, sampleFirst, sampleThen)
 	return Loggers{
-		Log:   zap.New(sampled),
-		Audit: zap.New(zapcore.NewCore(encoder, out, zap.InfoLevel)).Named("audit"),
+		Log:   zap.New(sampled, zap.ErrorOutput(out)),
+		Audit: zap.New(zapcore.NewCore(encoder, audit, zap.InfoLevel), zap.ErrorOutput(out)).Named("audit"),
 		Level: atomic,
 	}, nil
 }

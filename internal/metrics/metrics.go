@@ -53,6 +53,15 @@ func New(build version.Info, clock func() time.Time) *Metrics {
 	return m
 }
 
+// CollectLog makes every scrape read how many lines of the log were lost so far. It
+// must be called at most once.
+func (m *Metrics) CollectLog(lost func() uint64) {
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "kekd_log_lines_lost_total",
+		Help: "Lines of the log that were lost because standard error took them too slowly or not at all.",
+	}, func() float64 { return float64(lost()) }))
+}
+
 // Gatherer returns the registry for reading.
 func (m *Metrics) Gatherer() prometheus.Gatherer { return m.registry }
 

@@ -358,7 +358,7 @@ func (w *Watcher) logChange(last, now error) {
 
 // classOf is the kek error that err belongs to: texts differ from try to try.
 func classOf(err error) error {
-	for _, class := range []error{kek.ErrPIN, kek.ErrRevoked, kek.ErrRefused, kek.ErrNoKey, kek.ErrAmbiguous, kek.ErrUnknownKey, kek.ErrUnavailable} {
+	for _, class := range []error{kek.ErrState, kek.ErrPIN, kek.ErrRevoked, kek.ErrRefused, kek.ErrNoKey, kek.ErrAmbiguous, kek.ErrUnknownKey, kek.ErrUnavailable} {
 		if errors.Is(err, class) {
 			return class
 		}
@@ -423,7 +423,7 @@ func (w *Watcher) withdraw(why error) {
 func (w *Watcher) publish(ctx context.Context, ring *kek.Ring, primary kek.Info) error {
 	current, inUse := w.cfg.Sealer.Current()
 	if inUse && current.KeyID == primary.KeyID() {
-		return w.renew(ctx, primary, current.Mechanism)
+		return errors.Join(w.renew(ctx, primary, current.Mechanism), w.keepMemory())
 	}
 	m, err := w.rotate(ctx, primary)
 	w.setProof(ring, primary, m, err)
@@ -446,6 +446,19 @@ func (w *Watcher) renew(ctx context.Context, key kek.Info, m kek.Mechanism) erro
 		return fmt.Errorf("renew the seed: %w", err)
 	}
 	w.cfg.Logger.Info("seed renewed", zap.String("key_id", key.KeyID()))
+	return nil
+}
+
+// keepMemory writes what was published once more where the memory has lost it: the
+// state directory went and came back, and the next start would know nothing.
+func (w *Watcher) keepMemory() error {
+	kept, err := w.cfg.Memory.Load(MemoryName, new(hsm.Published))
+	if err == nil && !kept {
+		err = w.cfg.Memory.Save(MemoryName, w.published)
+	}
+	if err != nil {
+		return fmt.Errorf("remember key %s, which is published: %w", w.published.Last, err)
+	}
 	return nil
 }
 

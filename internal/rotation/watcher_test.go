@@ -699,6 +699,36 @@ func TestMemorySurvivesRestart(t *testing.T) {
 	})
 }
 
+// What a vanished state directory held is written again once it is back.
+func TestMemoryThatWasLost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a, b := key("a", -2*time.Hour), key("b", -time.Hour)
+		w := &world{keys: []kek.Info{a, b}}
+		v, _, _ := w.watcher(t)
+		v.Refresh(t.Context())
+		w.took()
+
+		w.loadErr = fmt.Errorf("gone: %w", kek.ErrState)
+		v.Refresh(t.Context())
+		expect(t, w, "the memory is gone")
+		if err := v.Snapshot().Err; !errors.Is(err, kek.ErrState) {
+			t.Errorf("the snapshot has %v, want ErrState", err)
+		}
+		w.loadErr, w.stored = nil, nil
+		v.Refresh(t.Context())
+		expect(t, w, "it is back, and empty", "save b")
+		if err := v.Snapshot().Err; err != nil {
+			t.Errorf("the snapshot has %v", err)
+		}
+
+		w.current, w.keys = nil, []kek.Info{a} // a new process, and b is gone
+		v, _, _ = w.watcher(t)
+		v.Refresh(t.Context())
+		expect(t, w, "the newest key is gone", "unpublish", "revoked: "+kek.ErrRevoked.Error())
+	})
+}
+
 func TestUnreadableMemory(t *testing.T) {
 	t.Parallel()
 	w := &world{loadErr: errors.New("damaged file")}

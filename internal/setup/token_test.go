@@ -21,6 +21,7 @@ type store struct{}
 func (store) Load(string, any) (bool, error) { return false, nil }
 func (store) Save(string, any) error         { return nil }
 func (store) Remove(string) error            { return nil }
+func (store) Writable() error                { return nil }
 
 type watch struct{}
 

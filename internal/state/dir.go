@@ -47,7 +47,11 @@ func Open(path string) (*Dir, error) {
 	if err := check(path); err != nil {
 		return nil, err
 	}
-	return &Dir{path: path, create: create}, nil
+	d := &Dir{path: path, create: create}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.setAside()
+	return d, nil
 }
 
 // check refuses what is no directory of ours alone.
@@ -90,10 +94,13 @@ func (d *Dir) Load(name string, v any) (bool, error) {
 	path := d.Path(name)
 	data, err := read(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		// A file that was never saved, unless it went with all the others.
+		if _, err = os.Stat(d.path); err == nil {
+			return false, nil
+		}
 	}
 	if err != nil {
-		return false, fmt.Errorf("load state: %w", err)
+		return false, fmt.Errorf("load state: %w", d.failed(err))
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
@@ -136,15 +143,23 @@ func (d *Dir) Save(name string, v any) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.replace(d.Path(name), append(data, '\n')); err != nil {
-		return fmt.Errorf("save state: %w", err)
+		return fmt.Errorf("save state: %w", d.failed(err))
 	}
+	d.setAside()
 	return nil
 }
 
 // replace writes data beside path and renames it over path. d.mu is held.
 func (d *Dir) replace(path string, data []byte) error {
 	temporary := path + ".new"
-	if err := d.write(temporary, data); err != nil {
+	err := d.write(temporary, data)
+	if full(err) {
+		err = errors.Join(err, ignoreMissing(os.Remove(temporary)))
+		if d.useSpare(temporary, data) {
+			err = nil
+		}
+	}
+	if err != nil {
 		return errors.Join(err, ignoreMissing(os.Remove(temporary)))
 	}
 	if err := os.Rename(temporary, path); err != nil {
@@ -176,10 +191,10 @@ func (d *Dir) Remove(name string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := ignoreMissing(os.Remove(d.Path(name))); err != nil {
-		return fmt.Errorf("remove state: %w", err)
+		return fmt.Errorf("remove state: %w", d.failed(err))
 	}
 	if err := syncDir(d.path); err != nil {
-		return fmt.Errorf("remove state: %w", err)
+		return fmt.Errorf("remove state: %w", d.failed(err))
 	}
 	return nil
 }

@@ -172,6 +172,7 @@ func TestFailedSaveLosesNothing(t *testing.T) {
 			if err := d.Save("latch", old); err != nil {
 				t.Fatal(err)
 			}
+			removeSpare(t, d)
 			d.create = func(path string) (file, error) {
 				switch step {
 				case "create":

@@ -3,10 +3,11 @@
 //
 // A save is atomic and durable: the new content is written beside the old, made
 // durable, and renamed over it. After a crash or a full disk the file holds
-// either the old facts or the new ones. A file that cannot be read is an error
-// that stops the start and is never taken for a missing one, since what is kept
-// here (a revoked key, a latched PIN, use counts) must not be forgotten by
-// accident.
+// either the old facts or the new ones. Room for one save on a full disk is set
+// aside, as a latched PIN may be the very next thing to keep. A file that cannot be
+// read is an error that stops the start and is never taken for a missing one, since
+// what is kept here (a revoked key, a latched PIN, use counts) must not be forgotten
+// by accident.
 //
 // No key, seed or PIN is kept. Who can write the directory can make kekd forget,
 // so only root and kekd's own user may.

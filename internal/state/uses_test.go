@@ -47,6 +47,7 @@ func TestUsesFullDisk(t *testing.T) {
 	d := open(t)
 	u := openUses(t, d)
 	add(t, u, "a", 1, 1)
+	removeSpare(t, d)
 	d.create = func(string) (file, error) { return nil, syscall.ENOSPC }
 	_, err := u.Add("a", 10)
 	if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "count 10 uses of key 61") {

@@ -30,6 +30,8 @@ type service struct {
 	env    []string // added to the test's own environment
 	log    string
 	stdout string // a file; empty for the log
+	// stderr, if not nil, takes standard error in place of the log.
+	stderr *os.File
 
 	run *run // the newest run, nil before the first
 }
@@ -84,6 +86,9 @@ func (s *service) start(tb testing.TB) {
 	cmd := exec.Command(s.path, s.args...) //nolint:gosec // G204: running programs is its job
 	cmd.Env = append(os.Environ(), s.env...)
 	cmd.Stdout, cmd.Stderr = log, log
+	if s.stderr != nil {
+		cmd.Stderr = s.stderr
+	}
 	if s.stdout != "" {
 		out := appendTo(tb, s.stdout)
 		defer func() { _ = out.Close() }()

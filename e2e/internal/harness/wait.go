@@ -24,17 +24,21 @@ func Eventually(tb testing.TB, within time.Duration, what string, try func(ctx c
 	defer cancel()
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
+	var last error
 	for {
 		err := try(ctx)
 		if err == nil {
 			return time.Since(start)
+		}
+		if last == nil || ctx.Err() == nil {
+			last = err // and not that the time ran out under the last attempt
 		}
 		if errors.Is(err, ErrHopeless) {
 			tb.Fatalf("%s: %v", what, err)
 		}
 		select {
 		case <-ctx.Done():
-			tb.Fatalf("%s: not within %v, last: %v", what, within, err)
+			tb.Fatalf("%s: not within %v, last: %v", what, within, last)
 		case <-tick.C:
 		}
 	}

@@ -48,6 +48,8 @@ static bool harm(const struct fault *f)
 		char *lost = malloc(f->leak << 20);
 		if (lost)
 			memset(lost, 1, f->leak << 20);
+		// Or the compiler would leave out what nobody reads.
+		__asm__ volatile("" : : "r"(lost) : "memory");
 	}
 	if (f->crash)
 		*(volatile int *)NULL = 0;
