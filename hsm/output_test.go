@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"encoding/base64"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -28,6 +29,12 @@ func TestPINFinder(t *testing.T) {
 		"hexadecimal":     {"0x" + encoded + ";", true},
 		"capital digits":  {strings.ToUpper(encoded), true},
 		"odd offset":      {"f" + encoded, true},
+		"spaced digits":   {fmt.Sprintf("pin: % x", pin), true},
+		"digits, colons":  {strings.ReplaceAll(fmt.Sprintf("% X", pin), " ", ":"), true},
+		"an array":        {strings.ReplaceAll(fmt.Sprintf("%# x", pin), " ", ", "), true},
+		"base64":          {base64.StdEncoding.EncodeToString([]byte(pin)), true},
+		"base64, 1 ahead": {"x" + base64.StdEncoding.EncodeToString([]byte("a"+pin+"b")), true},
+		"base64, 2 ahead": {base64.URLEncoding.EncodeToString([]byte("ab" + pin)), true},
 		"without its end": {pin[:len(pin)-1], false},
 		"other letters":   {strings.ToUpper(pin), false},
 		"half of its hex": {encoded[:len(encoded)-1], false},
@@ -67,10 +74,16 @@ func TestLogOutput(t *testing.T) {
 		printed string
 		want    []string
 	}{
-		"nothing":              {"", nil},
-		"lines":                {"one\n  two \r\n\n\nthree", []string{"one", "two", "three"}},
-		"a PIN":                {"before\npin=123456\nafter\n", []string{"before", "[a line that holds the PIN]", "after"}},
-		"a long line is cut":   {strings.Repeat("y", maxLine+1) + "\nnext\n", []string{strings.Repeat("y", maxLine), "next"}},
+		"nothing":            {"", nil},
+		"lines":              {"one\n  two \r\n\n\nthree", []string{"one", "two", "three"}},
+		"a PIN":              {"before\npin=123456\nafter\n", []string{"before", "[a line that holds the PIN]", "after"}},
+		"a long line is cut": {strings.Repeat("y", maxLine+1) + "\nnext\n", []string{strings.Repeat("y", maxLine), "next"}},
+		"a report of a crash": {
+			"SIGSEGV: segmentation violation\nstack: frame={sp:0x7ffd9d2bdcb0, fp:0x0}\n" +
+				"00007ffd9d2bdcc0:  00000000 00000006  00007f96 638a8740  ........@..c....\n" +
+				"goroutine 1 gp=0x1a401f1521e0 m=0 mp=0x3736b00 [running]:\n\nrax    0x0\nr10    0x7f96638a8740\nrflags 0x246\nx29     0xffffffffffffffff\n",
+			[]string{"SIGSEGV: segmentation violation", "stack: frame={sp:0x7ffd9d2bdcb0, fp:0x0}", "goroutine 1 gp=0x1a401f1521e0 m=0 mp=0x3736b00 [running]:"},
+		},
 		"a line past all size": {long + long + "tail\nnext\n", []string{long[:maxLine], "next"}},
 		"a PIN behind the cut": {strings.Repeat("y", maxLine) + "123456\nnext\n", []string{"[a line that holds the PIN]", "next"}},
 		"a PIN far behind it":  {long + "123456\nnext\n", []string{long[:maxLine], "next"}},

@@ -2,7 +2,9 @@ package manifests_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net"
 	"net/http"
@@ -86,6 +88,50 @@ func TestPods(t *testing.T) {
 			checkProbes(t, c)
 			if p.Spec.TerminationGracePeriodSeconds == nil || time.Duration(*p.Spec.TerminationGracePeriodSeconds)*time.Second < 2*drainTime(t) {
 				t.Errorf("grace period %v, and kekd drains for %v before it closes the token", p.Spec.TerminationGracePeriodSeconds, drainTime(t))
+			}
+		})
+	}
+}
+
+// The component for kekd's own seccomp profile changes the pod in that and nothing
+// else, in every overlay.
+func TestSeccompComponent(t *testing.T) {
+	const component = "static-pod/components/seccomp"
+	if !json.Valid([]byte(read(t, component+"/kekd.json"))) {
+		t.Error("the profile is no JSON")
+	}
+	for name := range overlays {
+		t.Run(name, func(t *testing.T) {
+			want := pod(t, name)
+			files := filesys.MakeFsInMemory()
+			if err := files.WriteFile("/with/kustomization.yaml",
+				fmt.Appendf(nil, "resources: [../static-pod/overlays/%s]\ncomponents: [../%s]\n", name, component)); err != nil {
+				t.Fatal(err)
+			}
+			if err := filepath.WalkDir("static-pod", func(path string, d fs.DirEntry, err error) error {
+				if err != nil || d.IsDir() {
+					return err
+				}
+				return files.WriteFile("/"+path, []byte(read(t, path)))
+			}); err != nil {
+				t.Fatal(err)
+			}
+			built, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(files, "/with")
+			if err != nil {
+				t.Fatal(err)
+			}
+			data, err := built.AsYaml()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got corev1.Pod
+			decode(t, string(data), &got)
+			profile := "kekd.json"
+			want.Spec.SecurityContext.SeccompProfile = &corev1.SeccompProfile{
+				Type: corev1.SeccompProfileTypeLocalhost, LocalhostProfile: &profile,
+			}
+			if d := cmp.Diff(want, got); d != "" {
+				t.Errorf("pod (-want +got):\n%s", d)
 			}
 		})
 	}

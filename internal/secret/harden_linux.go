@@ -3,7 +3,10 @@ package secret
 import (
 	"errors"
 	"fmt"
+	"math"
+	"os"
 	"runtime"
+	"strconv"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -16,6 +19,8 @@ import (
 //   - RLIMIT_CORE 0, soft and hard, which child processes inherit
 //   - no new privileges, on every thread: a set-uid program run from here gains
 //     nothing. Child processes inherit it.
+//   - close-on-exec for every descriptor but the standard three: what was left open
+//     by whoever started the process reaches no child, which runs a vendor's code
 //
 // Every step is tried; the errors of those that did not work are joined.
 // Calling it again changes nothing.
@@ -24,12 +29,33 @@ func HardenProcess() error {
 		step("make the process undumpable", unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)),
 		step("turn core dumps off", unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})),
 		step("give up new privileges", noNewPrivileges()),
+		step("keep descriptors from child processes", closeOnExec()),
 	)
 }
 
 func step(what string, err error) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// closeOnExec marks all descriptors from 3 on.
+func closeOnExec() error {
+	const first = 3
+	if unix.CloseRange(first, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) == nil {
+		return nil
+	}
+	// Linux before 5.11, or a seccomp profile that does not know the call.
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, entry := range open {
+		// The directory's own descriptor is among them, and closed by now.
+		if fd, err := strconv.Atoi(entry.Name()); err == nil && fd >= first {
+			unix.CloseOnExec(fd)
+		}
 	}
 	return nil
 }

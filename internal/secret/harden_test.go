@@ -63,11 +63,19 @@ func hardenAndLook() error {
 	if n, err := filters(); err != nil || n != "0" {
 		return fmt.Errorf("before: %s seccomp filters, want 0: %w", n, err)
 	}
+	// As whoever starts kekd may leave one behind.
+	inherited, err := unix.Open("/dev/null", unix.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
 	if err := errors.Join(HardenProcess(), HardenProcess()); err != nil {
 		return err
 	}
 	if n, err := filters(); err != nil || n != "1" {
 		return fmt.Errorf("after two calls: %s seccomp filters, want 1: %w", n, err)
+	}
+	if flags, err := unix.FcntlInt(uintptr(inherited), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+		return fmt.Errorf("an inherited descriptor has flags %#x, want FD_CLOEXEC: %w", flags, err)
 	}
 	dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
 	if err != nil || dumpable != 0 {

@@ -3,6 +3,7 @@
 package version
 
 import (
+	"crypto/fips140"
 	"runtime/debug"
 	"strings"
 )
@@ -10,7 +11,7 @@ import (
 // unknown stands for what the build does not tell.
 const unknown = "unknown"
 
-// Info is what is known about a build. No field is empty.
+// Info is what is known about a build. No field is empty but FIPS140.
 type Info struct {
 	// Version is the module's version, "devel" for a build from a checkout without
 	// a tag.
@@ -21,14 +22,37 @@ type Info struct {
 	Time string `json:"time"`
 	// Go is the toolchain's version.
 	Go string `json:"go"`
+	// FIPS140 is the version of the Go Cryptographic Module where this process runs
+	// it in FIPS 140-3 mode, "latest" for the toolchain's own, which is not validated;
+	// with " only" behind it where whatever is not approved fails. Empty otherwise.
+	FIPS140 string `json:"fips140,omitempty"`
 }
 
 // Read returns the Info of the running binary.
-func Read() Info { return from(debug.ReadBuildInfo()) }
+func Read() Info {
+	info := from(debug.ReadBuildInfo())
+	info.FIPS140 = mode(fips140.Enabled(), fips140.Enforced(), fips140.Version())
+	return info
+}
+
+// mode spells FIPS140.
+func mode(enabled, enforced bool, module string) string {
+	switch {
+	case enforced:
+		return module + " only"
+	case enabled:
+		return module
+	}
+	return ""
+}
 
 // String returns the Info in one line, for kekd version.
 func (i Info) String() string {
-	return i.Version + " (commit " + i.Revision + " of " + i.Time + ", " + i.Go + ")"
+	line := i.Version + " (commit " + i.Revision + " of " + i.Time + ", " + i.Go
+	if i.FIPS140 != "" {
+		line += ", FIPS 140-3 module " + i.FIPS140
+	}
+	return line + ")"
 }
 
 func from(build *debug.BuildInfo, ok bool) Info {

@@ -1,6 +1,7 @@
 package version
 
 import (
+	"crypto/fips140"
 	"runtime"
 	"runtime/debug"
 	"testing"
@@ -54,6 +55,26 @@ func TestFrom(t *testing.T) {
 				t.Errorf("String = %q, want %q", got.String(), tt.line)
 			}
 		})
+	}
+}
+
+func TestFIPS140(t *testing.T) {
+	for want, got := range map[string]string{
+		"":            mode(false, false, "latest"),
+		"v1.0.0":      mode(true, false, "v1.0.0"),
+		"v1.0.0 only": mode(true, true, "v1.0.0"),
+	} {
+		if got != want {
+			t.Errorf("mode = %q, want %q", got, want)
+		}
+	}
+	info := Info{Version: "v1.2.3", Revision: "0123abcd", Time: "2026-11-02T03:04:05Z", Go: "go1.26.0", FIPS140: "v1.0.0"}
+	const want = "v1.2.3 (commit 0123abcd of 2026-11-02T03:04:05Z, go1.26.0, FIPS 140-3 module v1.0.0)"
+	if info.String() != want {
+		t.Errorf("String = %q, want %q", info.String(), want)
+	}
+	if read := Read(); (read.FIPS140 != "") != fips140.Enabled() {
+		t.Errorf("FIPS140 = %q, and the mode is on: %v", read.FIPS140, fips140.Enabled())
 	}
 }
 

@@ -111,6 +111,9 @@ func (a *APIServer) Kill(tb testing.TB) {
 // Running tells whether the server was started and has not ended.
 func (a *APIServer) Running() bool { return a.service.running() }
 
+// PID is the running server's process id.
+func (a *APIServer) PID() int { return a.service.run.pid }
+
 // Get asks for a path, as system:masters.
 func (a *APIServer) Get(ctx context.Context, path string) (status int, body string, err error) {
 	return get(ctx, a.client, a.URL+path)

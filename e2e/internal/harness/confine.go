@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -29,9 +30,15 @@ type Confinement struct {
 	// Filter is a seccomp program; none where it is empty. It comes with
 	// no_new_privs, as it does in a pod.
 	Filter []unix.SockFilter `json:",omitempty"`
+	// Env is added to its environment.
+	Env []string `json:",omitempty"`
 	// Trace, if not empty, is a file that strace writes all system calls to.
 	Trace string
 }
+
+// InheritedFile is open in every confined daemon, without close-on-exec, when it
+// starts.
+const InheritedFile = "/etc/passwd"
 
 // confineArgument marks the test binary's call of itself.
 const confineArgument = "harness-confine"
@@ -74,17 +81,25 @@ func (c Confinement) become(args []string) error {
 	); err != nil {
 		return err
 	}
+	// Where a core would be written to, and could.
+	if err := os.Chdir(filepath.Dir(args[0])); err != nil {
+		return err
+	}
+	// What a careless service manager leaves open for kekd.
+	if _, err := unix.Open(InheritedFile, unix.O_RDONLY, 0); err != nil {
+		return fmt.Errorf("open a file for the program: %w", err)
+	}
 	if len(c.Filter) > 0 {
 		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 			return err
 		}
-		program := unix.SockFprog{Len: uint16(len(c.Filter)), Filter: &c.Filter[0]} //nolint:gosec // G115: the kernel takes 4096
+		program := unix.SockFprog{Len: uint16(len(c.Filter)), Filter: &c.Filter[0]}                                       //nolint:gosec // G115: the kernel takes 4096
 		_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&program))) //nolint:gosec // G103: seccomp takes a pointer
 		if errno != 0 {
 			return fmt.Errorf("install the filter: %w", errno)
 		}
 	}
-	return fmt.Errorf("run %s: %w", args[0], syscall.Exec(args[0], args, os.Environ())) //nolint:gosec // G204: running programs is its job
+	return fmt.Errorf("run %s: %w", args[0], syscall.Exec(args[0], args, append(os.Environ(), c.Env...))) //nolint:gosec // G204: running programs is its job
 }
 
 // Confine makes the daemon, and kekctl on its node, run so from the next start on.
@@ -105,7 +120,7 @@ func (k *Kekd) Confine(tb testing.TB, c Confinement) {
 		}
 		// -DD: strace is no parent of the daemon's and not of its group, so that
 		// signals and exit codes are the daemon's.
-		k.service.args = append([]string{"-DD", "-f", "-qq", "-o", c.Trace, k.service.path}, k.service.args...)
+		k.service.args = append([]string{"-DD", "-A", "-f", "-qq", "-o", c.Trace, k.service.path}, k.service.args...)
 		k.service.path = strace
 	}
 	k.own(tb)
@@ -122,7 +137,7 @@ func (k *Kekd) own(tb testing.TB) {
 			if err != nil {
 				return err
 			}
-			return os.Lchown(path, k.confine.UID, k.confine.UID)
+			return os.Lchown(path, k.confine.UID, k.confine.UID) //nolint:gosec // G122: directories of the test's own
 		})
 		if err != nil {
 			tb.Fatalf("give files to user %d: %v", k.confine.UID, err)
@@ -145,6 +160,22 @@ func (k *Kekd) Command(tb testing.TB, args ...string) {
 		path, args = confined(tb, c, copied, args...)
 	}
 	command(tb, nil, path, args...)
+}
+
+// RunConfined runs a program under a confinement to its end, and returns what it
+// printed. A failure ends the test.
+func RunConfined(tb testing.TB, c Confinement, program string, args ...string) string {
+	tb.Helper()
+	dir := shortDir(tb)
+	if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // G302: the user must get in
+		tb.Fatalf("open a directory: %v", err)
+	}
+	path, all := confined(tb, c, copyProgram(tb, program, filepath.Join(dir, "program")), args...)
+	out, err := exec.CommandContext(tb.Context(), path, all...).CombinedOutput() //nolint:gosec // G204: running programs is its job
+	if err != nil {
+		tb.Fatalf("run %s: %v\n%s", program, err, out)
+	}
+	return string(out)
 }
 
 // confined is the command that runs a program under a confinement.
@@ -182,16 +213,27 @@ func copyProgram(tb testing.TB, from, to string) string {
 // PID is the running daemon's process id.
 func (k *Kekd) PID() int { return k.service.run.pid }
 
-// WorkerPID waits for the daemon's one HSM worker and returns its process id.
-func (k *Kekd) WorkerPID(tb testing.TB) int {
+// WorkerPID waits until the daemon is ready with one HSM worker, other than those
+// given, and returns its process id.
+func (k *Kekd) WorkerPID(tb testing.TB, others ...int) int {
 	tb.Helper()
-	k.WaitReady(tb, kekdReadyWithin)
-	pids := k.service.children()
-	if len(pids) != 1 {
-		tb.Fatalf("kekd has the children %v, want one worker", pids)
-	}
-	return pids[0]
+	var pid int
+	Eventually(tb, kekdReadyWithin, "kekd has an HSM worker", func(ctx context.Context) error {
+		if err := k.Ready(ctx); err != nil {
+			return err
+		}
+		pids := k.service.children()
+		if len(pids) != 1 || slices.Contains(others, pids[0]) {
+			return fmt.Errorf("kekd has the children %v, want one beside %v", pids, others)
+		}
+		pid = pids[0]
+		return nil
+	})
+	return pid
 }
+
+// Workers are the process ids of the daemon's children that live now.
+func (k *Kekd) Workers() []int { return k.service.children() }
 
 // AwaitHalted waits until a process that got SIGSTOP stands still with all its threads.
 func AwaitHalted(tb testing.TB, pid int) {
@@ -220,13 +262,11 @@ func (k *Kekd) Log(tb testing.TB) string { return readFile(tb, k.service.log) }
 func (k *Kekd) Dir() string { return filepath.Dir(k.config) }
 
 // Get returns the status and the body of a path of the HTTP endpoint.
-func (k *Kekd) Get(tb testing.TB, path string) (status int, body string) {
-	tb.Helper()
-	status, body, err := get(tb.Context(), http.DefaultClient, k.URL+path)
-	if err != nil {
-		tb.Fatalf("ask kekd for %s: %v", path, err)
+func (k *Kekd) Get(ctx context.Context, path string) (status int, body string, err error) {
+	if err := k.service.alive(); err != nil {
+		return 0, "", err
 	}
-	return status, body
+	return get(ctx, http.DefaultClient, k.URL+path)
 }
 
 // PIN is the token's.
