@@ -55,7 +55,7 @@ run: deps-run build ## Start kekd on a SoftHSM token of its own and show it at w
 .PHONY: test
 test: deps-test build ## Build and pass all tests (SoftHSM, NSS, opencryptoki and the apiserver's own client included)
 	CI=true go test -count=1 -shuffle=on ./...
-	cd e2e && KEKD_BIN=$(CURDIR)/bin/kekd KEKCTL_BIN=$(CURDIR)/bin/kekctl go test -count=1 ./client/... ./internal/...
+	cd e2e && KEKD_BIN=$(CURDIR)/bin/kekd KEKCTL_BIN=$(CURDIR)/bin/kekctl go test -count=1 ./client/... ./internal/... ./speed/...
 
 .PHONY: race
 race: deps-test build ## Run the tests under the race detector
@@ -84,6 +84,11 @@ fuzz: deps-build ## Run every fuzz target for FUZZTIME
 bench: deps-run build ## Measure kekd, seeded and direct, beside a no-op plugin in one run
 	go build -o .run-bench/ ./internal/bench ./internal/demo
 	.run-bench/demo -dir .run-bench/token -bench .run-bench/bench -- $(BENCHFLAGS)
+
+.PHONY: bench-apiserver
+bench-apiserver: deps-run build bin/kekd-faults.so ## Measure creates and lists of 10,000 Secrets at a real kube-apiserver (FLAGS=-update: into docs/performance.md)
+	@bin="$$(e2e/kube/build.sh etcd kube-apiserver)"; cd e2e && KEKD_KUBE_BIN="$$bin" $(E2E_BINARIES) \
+	go test -run='^$$' -bench=APIServer -benchtime=1x -timeout=0 ./speed -args $(FLAGS)
 
 .PHONY: kube
 kube: ## Build Kubernetes' server binaries and etcd from their Go modules (minutes when cold)
