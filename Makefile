@@ -110,6 +110,14 @@ outages: deps-test build bin/kekd-faults.so ## Take away what kekd stands on, on
 	$(BUILD) -tags e2eclock -o bin/e2e/kekd-clock ./cmd/kekd
 	cd e2e && $(E2E_BINARIES) KEKD_CLOCK_BIN=$(CURDIR)/bin/e2e/kekd-clock go test -count=1 -timeout=10m -v ./outages/...
 
+.PHONY: load
+load: deps-test build bin/kekd-faults.so ## Overload, cold start, stampede and a short soak (two minutes)
+	cd e2e && $(E2E_BINARIES) go test -count=1 -timeout=15m -v ./load/...
+
+.PHONY: soak
+soak: deps-test build bin/kekd-faults.so ## 64 callers for ten minutes, a fault each second; writes docs/reliability.md (FLAGS="-soak=1h")
+	cd e2e && $(E2E_BINARIES) go test -count=1 -timeout=0 -v -run 'TestSoak$$' ./load/ -soak=10m -update $(FLAGS)
+
 .PHONY: e2e-hardening
 e2e-hardening: deps-hardening build ## Look at a running kekd's processes, memory and system calls (as root)
 	cd e2e && CI=true $(E2E_BINARIES) go test -count=1 -timeout=15m -v ./hardening/...

@@ -292,12 +292,17 @@ func (t *Token) observe(ctx context.Context, name string, op wire.Kind, again re
 }
 
 func (t *Token) attempt(ctx context.Context, op wire.Kind, again repeat, meta any, sec secret.Bytes, reply any) (secret.Bytes, error) {
+	var first error
 	for tries := 1; ; tries++ {
 		p, err := t.sup.get(ctx)
 		if err != nil && tries == 1 && (faulty(err) || isClass(err, wire.ClassSetup)) && ctx.Err() == nil {
 			// The worker died while it started, or found no token, as SoftHSM has it for
 			// a moment while another process logs in. Nothing was asked yet.
+			first = err
 			continue
+		}
+		if _, paused := errors.AsType[*pausedError](err); paused && first != nil {
+			return nil, first // there was a try, and this is what came of it
 		}
 		if err != nil {
 			return nil, err
@@ -310,6 +315,7 @@ func (t *Token) attempt(ctx context.Context, op wire.Kind, again repeat, meta an
 		if !again || tries == 2 || ctx.Err() != nil {
 			return nil, err
 		}
+		first = err
 	}
 }
 

@@ -8,8 +8,8 @@ import (
 )
 
 // breakerPause is how long the breaker stays open before it lets one trial
-// through.
-const breakerPause = time.Second
+// through, and so for how long the HSM may be back unnoticed.
+const breakerPause = 500 * time.Millisecond
 
 // breaker stops asking an HSM that does not answer. It starts closed; a failure
 // opens it; after breakerPause a single trial is let through, whose answer
@@ -64,7 +64,17 @@ func judge(err error) verdict {
 		return answered
 	case errors.Is(err, kek.ErrBusy):
 		return unclear
-	default:
-		return silent
 	}
+	if n, ok := errors.AsType[notAsked](err); ok && n.NotAsked() {
+		// The Wrapper knows when it will ask again, and fails at once until then. A
+		// pause of the breaker's on top of that would only be late.
+		return unclear
+	}
+	return silent
+}
+
+// notAsked is an error that can say that the HSM was not asked.
+type notAsked interface {
+	error
+	NotAsked() bool
 }

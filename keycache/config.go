@@ -12,7 +12,9 @@ import (
 )
 
 // Wrapper is the HSM as this package needs it. It is safe for concurrent use
-// and heeds its context. Errors wrap one of kek's classes. The slices that it
+// and heeds its context. Errors wrap one of kek's classes. One with a method
+// NotAsked() bool that returns true was found without the HSM and at once, and says
+// nothing about its health. The slices that it
 // returns belong to the caller; those that it is given are the caller's again
 // once it returns.
 type Wrapper interface {

@@ -69,6 +69,6 @@
 // second, and asks for the same seed ten times at once when it starts cold.
 // Hence: one flight per wrapped seed however many callers wait for it; a bound
 // on the flights; a short memory for wraps that the HSM refused; and a breaker
-// that fails fast for a second after the HSM did not answer. A flight has a
+// that fails fast for half a second after the HSM did not answer. A flight has a
 // deadline of its own, and a caller who gives up harms nobody but himself.
 package keycache

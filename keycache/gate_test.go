@@ -206,6 +206,37 @@ func TestBusyTrialIsRepeated(t *testing.T) {
 	})
 }
 
+// notAskedError is what a Wrapper returns that waits before it asks again.
+type notAskedError struct{}
+
+func (notAskedError) Error() string  { return "fake: next try in a moment" }
+func (notAskedError) Unwrap() error  { return kek.ErrUnavailable }
+func (notAskedError) NotAsked() bool { return true }
+
+// Nor does an error that the Wrapper found without the HSM: neither does it open the
+// breaker, nor does it cost a pause when the Wrapper asks again.
+func TestNotAskedTrialIsRepeated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hsm := &fakeHSM{}
+		s := readySealer(t, seededConfig(), hsm)
+		cold := strangers(t, 2, keyA)
+		hsm.failWith(notAskedError{})
+		refuses(t, s, cold[0], kek.ErrUnavailable)
+		hsm.failWith(nil)
+		opens(t, s, cold[0], "value 0") // the breaker was not opened
+
+		hsm.failWith(kek.ErrUnavailable)
+		refuses(t, s, cold[1], kek.ErrUnavailable)
+		time.Sleep(breakerPause)
+		hsm.failWith(fmt.Errorf("unwrap: %w", notAskedError{}))
+		for range 3 {
+			refuses(t, s, cold[1], kek.ErrUnavailable)
+		}
+		hsm.failWith(nil)
+		opens(t, s, cold[1], "value 1")
+	})
+}
+
 // The way back from an outage is a Use, which does not wait for the breaker.
 func TestUseClosesTheBreaker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -304,7 +304,7 @@ func (c *testCase) requireSound() {
 	}
 	harness.Eventually(c.tb, againWithin, "nothing is left of the fault", func(context.Context) error {
 		m := c.kekd.Metrics(c.tb)
-		workers := c.kekd.WorkerPIDs()
+		workers := c.kekd.Workers()
 		switch {
 		case len(workers) != 1:
 			return fmt.Errorf("%d worker processes, want one", len(workers))

@@ -4,20 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"kekd/hsm/p11"
 	"kekd/hsm/wire"
 	"kekd/internal/kek"
 )
 
-// canarySpacing bounds how often damaged ciphertexts can make the token work.
-const canarySpacing = 100 * time.Millisecond
-
 // canary answers whether the token works, for return values that mean a damaged
 // ciphertext on one module and a broken token on another (SoftHSM 2.6 says
 // CKR_GENERAL_ERROR to both). It encrypts and decrypts under a key that was
-// proven before.
+// proven before. One check runs at a time, so damaged ciphertexts, however many,
+// never keep more than one session busy with it.
 type canary struct {
 	mu sync.Mutex
 	// id and mech are what the last proof found to work. Guarded by mu.
@@ -28,8 +25,9 @@ type canary struct {
 	// since only a check that begins after a failure says anything about it.
 	// Guarded by mu.
 	run *canaryRun
-	// last is when the latest check began. Guarded by mu.
-	last time.Time
+	// singing: a check is under way, and begins the next one if somebody waits.
+	// Guarded by mu.
+	singing bool
 }
 
 type canaryRun struct {
@@ -58,8 +56,10 @@ func (w *Worker) askCanary(text string, e p11.Error) error {
 	if run == nil {
 		run = &canaryRun{done: make(chan struct{})}
 		c.run = run
-		wait := max(time.Until(c.last.Add(canarySpacing)), 0)
-		time.AfterFunc(wait, func() { w.sing(run) })
+	}
+	if !c.singing {
+		c.singing = true
+		go w.sing()
 	}
 	c.mu.Unlock()
 	<-run.done
@@ -69,15 +69,21 @@ func (w *Worker) askCanary(text string, e p11.Error) error {
 	return &wire.Error{Class: wire.ClassToken, Call: e.Call, RV: e.RV, Text: fmt.Sprintf("%s; the canary failed too: %v", text, run.err)}
 }
 
-// sing does the check for everybody who waits for run.
-func (w *Worker) sing(run *canaryRun) {
+// sing does the checks that are waited for, one after the other.
+func (w *Worker) sing() {
 	c := &w.canary
-	c.mu.Lock()
-	c.run, c.last = nil, time.Now()
-	id, m := c.id, c.mech
-	c.mu.Unlock()
-	run.err = w.roundTrip(id, m)
-	close(run.done)
+	for {
+		c.mu.Lock()
+		run := c.run
+		c.run, c.singing = nil, run != nil
+		id, m := c.id, c.mech
+		c.mu.Unlock()
+		if run == nil {
+			return
+		}
+		run.err = w.roundTrip(id, m)
+		close(run.done)
+	}
 }
 
 // roundTrip encrypts and decrypts under a key. It never asks the canary itself.

@@ -242,9 +242,6 @@ func (k *Kekd) KillWorker(tb testing.TB) {
 	}
 }
 
-// WorkerPIDs lists the daemon's HSM worker processes: one, or none for a moment.
-func (k *Kekd) WorkerPIDs() []int { return k.service.children() }
-
 // Ready asks /readyz; the error holds the reason.
 func (k *Kekd) Ready(ctx context.Context) error {
 	if err := k.service.alive(); err != nil {
