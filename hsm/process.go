@@ -2,7 +2,6 @@ package hsm
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -282,22 +281,30 @@ func gaveUp(ctx context.Context, what string) error {
 	return fmt.Errorf("%s: %w", what, ctx.Err())
 }
 
-// take decodes an answer.
+// take decodes an answer. One that the worker could not have meant is as good as
+// none: the vendor's code shares the worker's memory, and a worker that talks
+// nonsense is replaced.
 func take(f wire.Frame, reply any) (secret.Bytes, error) {
-	if f.Kind == wire.ReplyError {
+	var err error
+	switch f.Kind {
+	case wire.ReplyOK:
+		if reply != nil {
+			err = f.Decode(reply)
+		}
+		if err == nil {
+			return f.Secret, nil
+		}
+	case wire.ReplyError:
 		e := new(wire.Error)
-		if err := json.Unmarshal(f.Meta, e); err != nil {
-			return nil, fmt.Errorf("%w: %w", errWorkerGone, err)
-		}
-		return nil, e
-	}
-	if reply != nil {
-		if err := f.Decode(reply); err != nil {
+		if err = f.Decode(e); err == nil {
 			f.Secret.Wipe()
-			return nil, fmt.Errorf("%w: %w", errWorkerGone, err)
+			return nil, e
 		}
+	default:
+		err = fmt.Errorf("%w: %s is no answer", wire.ErrFrame, f.Kind)
 	}
-	return f.Secret, nil
+	f.Secret.Wipe()
+	return nil, fmt.Errorf("%w: %w", errWorkerGone, err)
 }
 
 // stopGrace is how long a worker may take to finalise the module.

@@ -18,7 +18,7 @@ import (
 
 // BenchmarkGuard is what kekd adds to gRPC around every request.
 func BenchmarkGuard(b *testing.B) {
-	g := &guard{log: zap.NewNop(), observer: nopObserver{}, clock: time.Now, throttle: newThrottle(time.Now), max: 64, timeout: DefaultRequestTimeout}
+	g := &guard{log: zap.NewNop(), observer: nopObserver{}, clock: time.Now, throttle: newThrottle(time.Now), max: 64}
 	s := &service{sealer: nopConfig(b).Sealer, health: nopConfig(b).Health}
 	info := &grpc.UnaryServerInfo{FullMethod: kmsapi.KeyManagementService_Encrypt_FullMethodName}
 	handler := func(ctx context.Context, req any) (any, error) { return s.Encrypt(ctx, req.(*kmsapi.EncryptRequest)) }

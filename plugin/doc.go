@@ -39,6 +39,21 @@
 // A socket that vanishes or is replaced is bound again. Every caller's uid is
 // checked against an allow-list before a byte of it is read.
 //
+// # Connections
+//
+// What a client can hold by doing nothing, or too much, ends by itself:
+//
+//	handshake            5 s for the HTTP/2 preface and the first SETTINGS
+//	request              Config.RequestTimeout from its headers on, whole or not
+//	connection           80 s without a whole frame, pings being answered included:
+//	                     a client that stalls in a frame, or never reads
+//	connections at once  1,024, and at most half of the process's descriptors;
+//	                     more are closed unread, and logged
+//
+// There is no limit of idleness: kube-apiserver keeps one connection for days, and
+// answers pings. Pings of a client's own, other than at most one each five minutes
+// during a request, end its connection (gRPC's default).
+//
 // # Life
 //
 //	Listen → New → Run (blocks) … Shutdown: stop accepting → drain → hard stop

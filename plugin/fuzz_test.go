@@ -2,6 +2,10 @@ package plugin
 
 import (
 	"bytes"
+	"errors"
+	"io"
+	"os"
+	"syscall"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -77,6 +81,59 @@ func FuzzRequest(f *testing.F) {
 		r.logs.TakeAll()
 		if err := call(t.Context(), kmsapi.NewKeyManagementServiceClient(conn), "Status"); err != nil {
 			t.Errorf("Status after it: %v", err)
+		}
+	})
+}
+
+// FuzzConnection: whatever bytes follow the client's preface, the server answers in
+// whole frames, greets first, ends the connection when the client has, does not
+// panic, and serves another one.
+func FuzzConnection(f *testing.F) {
+	settings := frame(frameSettings, 0, 0, nil)
+	request := encryptRequest(f, 1)
+	f.Add([]byte(nil))
+	f.Add(settings)
+	f.Add(append(bytes.Clone(settings), request...))
+	f.Add(append(bytes.Clone(settings), request[:len(request)-5]...))
+	f.Add(bytes.Join([][]byte{settings, request, encryptRequest(f, 3), frame(frameRST, 0, 3, []byte{0, 0, 0, 8})}, nil))
+	f.Add(bytes.Join([][]byte{settings, frame(frameHeaders, 0, 1, headerBlock("Decrypt")[:9]), frame(frameContinuation, flagEndHeaders, 1, headerBlock("Decrypt")[9:])}, nil))
+	f.Add(bytes.Join([][]byte{settings, frame(framePing, 0, 0, make([]byte, 8)), frame(frameSettings, flagAck, 0, nil), frame(frameWindowUpdate, 0, 0, []byte{0x7f, 0xff, 0xff, 0xff})}, nil))
+	f.Add(bytes.Join([][]byte{settings, frame(frameHeaders, flagEndHeaders|flagEndStream, 1, headerBlock("Status", "grpc-timeout", "1n", "grpc-encoding", "gzip"))}, nil))
+	f.Add(frame(frameGoAway, 0, 0, make([]byte, 8)))
+	f.Add([]byte("\xff\xff\xff\x00\x00\x00\x00\x00\x00"))
+
+	r := start(f)
+	other := kmsapi.NewKeyManagementServiceClient(dial(f, r.path))
+	f.Fuzz(func(t *testing.T, sent []byte) {
+		c := dialRaw(t, r.path)
+		// The server may end the connection in the middle of it.
+		_, err := c.Write(append([]byte(preface), sent...))
+		if err == nil {
+			_ = c.CloseWrite()
+		}
+		for n := 0; ; n++ {
+			kind, _, _, _, err := c.next()
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal("the server does not end the connection")
+			}
+			// A server that ends a connection with bytes unread resets it.
+			if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+				t.Fatalf("frame %d of the answer: %v", n, err)
+			}
+			if err != nil {
+				break
+			}
+			if n == 0 && kind != frameSettings || kind > frameContinuation {
+				t.Errorf("frame %d of the answer is of type %d", n, kind)
+			}
+		}
+		must(t, c.Close())
+		if _, _, _, panics := r.tally.snapshot(); panics != 0 {
+			t.Fatalf("panicked:\n%s", logText(t, r.logs))
+		}
+		r.logs.TakeAll()
+		if err := call(t.Context(), other, "Status"); err != nil {
+			t.Errorf("Status on another connection: %v", err)
 		}
 	})
 }

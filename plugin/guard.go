@@ -26,16 +26,15 @@ const (
 // is a UUID where kube-apiserver sends it, anything elsewhere.
 const maxUIDSize = 64
 
-// guard stands around every call: the cap, the deadline, the recovery from
-// panics, metrics and log. It is one interceptor on purpose, since a chain costs
-// a closure per link and request.
+// guard stands around every call: the cap, the recovery from panics, metrics and
+// log. It is one interceptor on purpose, since a chain costs a closure per link
+// and request.
 type guard struct {
 	log      *zap.Logger
 	observer Observer
 	clock    func() time.Time
 	throttle *throttle
-	max      int64         // Encrypts and Decrypts at once
-	timeout  time.Duration // the longest a request may take
+	max      int64 // Encrypts and Decrypts at once
 
 	inFlight atomic.Int64
 }
@@ -59,8 +58,7 @@ func (g *guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 	return resp, nil
 }
 
-// serve runs the handler within the cap and the deadline. A panic becomes a
-// panicError.
+// serve runs the handler within the cap. A panic becomes a panicError.
 func (g *guard) serve(ctx context.Context, req any, method string, handler grpc.UnaryHandler) (resp any, err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -68,7 +66,7 @@ func (g *guard) serve(ctx context.Context, req any, method string, handler grpc.
 			resp, err = nil, newPanicError(v)
 		}
 	}()
-	// Status answers from memory: it needs neither, and must get through when
+	// Status answers from memory: it needs no cap, and must get through when
 	// everything else is shed.
 	if method == methodStatus {
 		return handler(ctx, req)
@@ -77,13 +75,6 @@ func (g *guard) serve(ctx context.Context, req any, method string, handler grpc.
 		return nil, errOverloaded
 	}
 	defer g.leave()
-	// A timer only where the client's own deadline is later or missing:
-	// kube-apiserver always sends an earlier one.
-	if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) > g.timeout {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, g.timeout)
-		defer cancel()
-	}
 	return handler(ctx, req)
 }
 

@@ -106,11 +106,13 @@ type acceptor struct{ *Socket }
 func (a acceptor) Accept() (net.Conn, error) {
 	for {
 		listener := a.current()
-		conn, err := listener.Accept()
-		if err != nil && a.current() != listener {
-			continue // the path was bound again
-		}
-		return conn, err
+		accepted, err := listener.AcceptUnix()
+		switch {
+		case err == nil:
+			return &conn{UnixConn: accepted}, nil
+		case a.current() == listener:
+			return nil, err
+		} // else the path was bound again
 	}
 }
 

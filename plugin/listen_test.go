@@ -322,3 +322,19 @@ func TestLockFileThatWasReplacedIsTakenAgain(t *testing.T) {
 		t.Error("the two lock files are mixed up")
 	}
 }
+
+// What stands in the lock file is a pid, or is not repeated.
+func TestLockHolder(t *testing.T) {
+	for content, want := range map[string]string{
+		"": "", "1\n": " (pid 1)", " 4194304 ": " (pid 4194304)", "0": "", "-1": "", "x": "", "7\n8\n": "", "7\x00": "", "99999999999999999999": "",
+	} {
+		path := filepath.Join(t.TempDir(), "lock")
+		must(t, os.WriteFile(path, []byte(content), 0o600))
+		f, err := os.Open(path)
+		must(t, err)
+		if got := lockHolder(f); got != want {
+			t.Errorf("%q: %q, want %q", content, got, want)
+		}
+		must(t, f.Close())
+	}
+}

@@ -77,7 +77,7 @@ func lockHolder(f *os.File) string {
 		return ""
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil {
+	if err != nil || pid < 1 {
 		return ""
 	}
 	return fmt.Sprintf(" (pid %d)", pid)

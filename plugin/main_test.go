@@ -31,6 +31,7 @@ import (
 const (
 	childEnv     = "KEKD_PLUGIN_TEST_CHILD"
 	childPathEnv = "KEKD_PLUGIN_TEST_PATH"
+	childFlooder = "flood"
 )
 
 func TestMain(m *testing.M) {
@@ -39,6 +40,8 @@ func TestMain(m *testing.M) {
 		goleak.VerifyTestMain(m)
 	case "listen", "activated":
 		os.Exit(childListen(part, os.Getenv(childPathEnv)))
+	case childFlooder:
+		os.Exit(childFlood(os.Getenv(childPathEnv)))
 	default:
 		panic("unknown part " + part)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
@@ -30,18 +31,27 @@ type PeerInfo struct {
 func (PeerInfo) AuthType() string { return peerProtocol }
 
 // peerCredentials are gRPC transport credentials of the server's side that let
-// in the uids on a list. The check is the handshake, so a refused caller is gone
-// before a byte of it is read or a byte is sent to it.
+// in the uids on a list, up to a number of connections. The check is the
+// handshake, so a refused caller is gone before a byte of it is read or a byte is
+// sent to it.
 type peerCredentials struct {
 	allowed []uint32
-	refused func(PeerInfo) // called concurrently
+	refused func(PeerInfo) // of another uid; called concurrently
+
+	max     int
+	open    *atomic.Int64  // connections let in and not closed yet
+	tooMany func(PeerInfo) // above max; called concurrently
 }
 
 var errClientSide = errors.New("peer credentials serve the server's side only")
 
 // ServerHandshake implements credentials.TransportCredentials.
-func (c *peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	info, err := peerOf(conn)
+func (c *peerCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	accepted, ok := raw.(*conn)
+	if !ok {
+		return nil, nil, fmt.Errorf("%T was not accepted from a Socket", raw)
+	}
+	info, err := peerOf(accepted.UnixConn)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the caller's credentials: %w", err)
 	}
@@ -49,7 +59,11 @@ func (c *peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.
 		c.refused(info)
 		return nil, nil, fmt.Errorf("uid %d is not allowed", info.UID)
 	}
-	return conn, info, nil
+	if !accepted.admit(c.open, c.max) {
+		c.tooMany(info)
+		return nil, nil, fmt.Errorf("%d connections are open, which is the most", c.max)
+	}
+	return accepted, info, nil
 }
 
 // ClientHandshake implements credentials.TransportCredentials.
@@ -72,12 +86,8 @@ func (c *peerCredentials) Clone() credentials.TransportCredentials {
 func (*peerCredentials) OverrideServerName(string) error { return errClientSide }
 
 // peerOf reads SO_PEERCRED.
-func peerOf(conn net.Conn) (PeerInfo, error) {
-	uc, ok := conn.(*net.UnixConn)
-	if !ok {
-		return PeerInfo{}, fmt.Errorf("%T is not a Unix socket", conn)
-	}
-	raw, err := uc.SyscallConn()
+func peerOf(conn *net.UnixConn) (PeerInfo, error) {
+	raw, err := conn.SyscallConn()
 	if err != nil {
 		return PeerInfo{}, err
 	}

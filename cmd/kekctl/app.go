@@ -12,6 +12,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -44,7 +45,7 @@ type app struct {
 
 // note prints to stderr, so that stdout holds data only.
 func (a *app) note(format string, args ...any) {
-	_, _ = fmt.Fprintf(a.stderr, format+"\n", args...)
+	_, _ = fmt.Fprintln(a.stderr, visible(fmt.Sprintf(format, args...)))
 }
 
 // print writes v as JSON, or what table writes as a table with aligned columns.
@@ -67,7 +68,18 @@ func (a *app) printJSON(v any) error {
 
 // row writes one row of a table.
 func row(w io.Writer, cells ...string) {
-	_, _ = fmt.Fprintln(w, strings.Join(cells, "\t"))
+	_, _ = fmt.Fprintln(w, visible(strings.Join(cells, "\t")))
+}
+
+// visible replaces what a terminal would act on instead of showing it. Nodes,
+// API servers and tokens have a say in what is printed.
+func visible(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) || r == '\n' || r == '\t' {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, s)
 }
 
 // confirm asks before something is done.
@@ -195,7 +207,10 @@ func (s *session) ring(ctx context.Context) (*kek.Ring, []kek.Info, error) {
 }
 
 // oneLine folds an error of several lines.
-func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+func oneLine(err error) string { return line(err.Error()) }
+
+// line makes one visible line of a text.
+func line(s string) string { return visible(strings.Join(strings.Fields(s), " ")) }
 
 // isAny reports whether err is of one of the classes.
 func isAny(err error, classes ...error) bool {

@@ -66,18 +66,18 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	if coded, ok := errors.AsType[codeError](err); ok {
 		if coded.text != "" {
-			_, _ = fmt.Fprintln(stderr, "kekctl: error:", coded.text)
+			_, _ = fmt.Fprintln(stderr, "kekctl: error:", visible(coded.text))
 		}
 		return coded.code
 	}
-	_, _ = fmt.Fprintln(stderr, "kekctl: error:", err)
+	_, _ = fmt.Fprintln(stderr, "kekctl: error:", visible(err.Error()))
 	if !a.began {
 		// The command line was not understood: nothing has run yet.
 		_, _ = fmt.Fprintln(stderr, "kekctl: hint: kekctl help shows the commands and their flags")
 		return exitUsage
 	}
 	if hint := hsm.Hint(err); hint != "" {
-		_, _ = fmt.Fprintln(stderr, "kekctl: hint:", hint)
+		_, _ = fmt.Fprintln(stderr, "kekctl: hint:", visible(hint))
 	}
 	return exitFailed
 }

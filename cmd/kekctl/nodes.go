@@ -177,9 +177,9 @@ func (r report) trouble() string {
 	case r.err != nil:
 		return oneLine(r.err)
 	case r.status.RingProblem != "":
-		return r.status.RingProblem
+		return line(r.status.RingProblem)
 	case r.status.Health.Reason != "":
-		return r.status.Health.Reason
+		return line(r.status.Health.Reason)
 	}
 	return ""
 }

@@ -170,10 +170,18 @@ func (c *Conn) Send(id uint64, kind Kind, meta any, sec secret.Bytes) error {
 // Receive reads the next frame.
 func (c *Conn) Receive() (Frame, error) { return Read(c.rw) }
 
+// checked is a message whose values are not all good ones.
+type checked interface{ check() error }
+
 // Decode reads a frame's metadata into v, strictly enough for two ends that
-// are the same binary: the JSON must parse and match the types.
+// are the same binary: the JSON must parse and match the types, and what the
+// parent would act on without looking must be in its bounds.
 func (f Frame) Decode(v any) error {
-	if err := json.Unmarshal(f.Meta, v); err != nil {
+	err := json.Unmarshal(f.Meta, v)
+	if m, ok := v.(checked); ok && err == nil {
+		err = m.check()
+	}
+	if err != nil {
 		return fmt.Errorf("%w: metadata of %s: %w", ErrFrame, f.Kind, err)
 	}
 	return nil

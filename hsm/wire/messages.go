@@ -66,9 +66,19 @@ type LoginRequest struct {
 	Required bool `json:"required"`
 }
 
-// LoginReply tells the size of the session pool.
+// MaxSessions is the largest session pool.
+const MaxSessions = 64
+
+// LoginReply tells the size of the session pool, from 1 to MaxSessions.
 type LoginReply struct {
 	Sessions int `json:"sessions"`
+}
+
+func (r *LoginReply) check() error {
+	if r.Sessions < 1 || r.Sessions > MaxSessions {
+		return fmt.Errorf("a pool of %d sessions, want 1 to %d", r.Sessions, MaxSessions)
+	}
+	return nil
 }
 
 // Key is a KEK as the token's attributes describe it.
@@ -98,6 +108,8 @@ type CreateReply struct {
 	Proof ProveReply `json:"proof"`
 }
 
+func (r *CreateReply) check() error { return r.Proof.check() }
+
 // ProveRequest asks which mechanism works with a key (OpProve).
 type ProveRequest struct {
 	ID []byte `json:"id"`
@@ -113,6 +125,13 @@ type ProveReply struct {
 	Mechanism kek.Mechanism `json:"mechanism"`
 	// Tried says for each mechanism that was passed over why.
 	Tried []string `json:"tried,omitempty"`
+}
+
+func (r *ProveReply) check() error {
+	if !r.Mechanism.Valid() {
+		return fmt.Errorf("unknown mechanism %d", uint8(r.Mechanism))
+	}
+	return nil
 }
 
 // WrapRequest goes with the plaintext as the frame's secret (OpWrap).
@@ -321,6 +340,13 @@ func (e *Error) Error() string {
 		return e.Text
 	}
 	return fmt.Sprintf("%s: %s: %s", e.Text, e.Call, RVName(e.RV))
+}
+
+func (e *Error) check() error {
+	if e.Class < ClassToken || e.Class > ClassSetup {
+		return fmt.Errorf("unknown class %d", uint8(e.Class))
+	}
+	return nil
 }
 
 // Unwrap yields the kek sentinel of the error's class.

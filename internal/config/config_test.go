@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -332,12 +335,24 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Add(example)
 	f.Add([]byte("hsm: {<<: *a, token: &b [1], 1: 2}\n---\n"))
+	f.Add([]byte("\"a\\nb\": 1\nhsm: {\"\\e[2J\": 1, env: {\"A\\nB\": c}}\n"))
+	f.Add([]byte("hsm: {token: {uri: \"pkcs11:token=a?pin-value=1234\"}, pinFile: \"a\\0\"}\nlog: {level: \"\\u202e\"}\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := Parse(data)
 		if err != nil {
 			var problems Problems
 			if !errors.As(err, &problems) || len(problems) == 0 || err.Error() == "" {
 				t.Fatalf("Parse = %#v, want Problems with a text", err)
+			}
+			for _, p := range problems {
+				// One line each, that a terminal shows as it is, and names the field or is
+				// about the file as a whole.
+				if s := p.String(); p.Text == "" || !utf8.ValidString(s) || strings.IndexFunc(s, unicode.IsControl) >= 0 {
+					t.Errorf("problem %q", s)
+				}
+				if p.Line < 0 || p.Line > 1+bytes.Count(data, []byte("\n"))+bytes.Count(data, []byte("\r"))+bytes.Count(data, []byte("\u2028"))+bytes.Count(data, []byte("\u2029"))+bytes.Count(data, []byte("\u0085")) {
+					t.Errorf("problem %q in %d bytes", p, len(data))
+				}
 			}
 			return
 		}
