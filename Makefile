@@ -68,6 +68,7 @@ lint: $(GOLANGCI) ## Check formatting, style and the directions of imports
 	cd e2e && go mod tidy -diff
 	$(GOLANGCI) run ./...
 	cd e2e && $(GOLANGCI) run --config ../.golangci.yml ./...
+	cd internal/bench/plot && go mod tidy -diff && $(GOLANGCI) run --config ../../../.golangci.yml ./...
 
 $(GOLANGCI):
 	GOBIN=$(dir $@) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
@@ -90,9 +91,19 @@ fuzz: deps-build ## Run every fuzz target for FUZZTIME, and print how often each
 	echo; printf '%s' "$$table" | expand -t 24,44; exit $$failed
 
 .PHONY: bench
-bench: deps-run build ## Measure kekd, seeded and direct, beside a no-op plugin in one run
-	go build -o .run-bench/ ./internal/bench ./internal/demo
-	.run-bench/demo -dir .run-bench/token -bench .run-bench/bench -- $(BENCHFLAGS)
+bench: deps-run build bin/kekd-faults.so ## Measure kekd beside a no-op and a naive plugin, at four HSM latencies (seven minutes)
+	go build -o .run-bench/ ./internal/bench ./internal/bench/cmd/...
+	.run-bench/bench report $(BENCHFLAGS)
+
+.PHONY: bench-docs
+bench-docs: bench ## The same, written into docs/performance.md with its pictures
+	.run-bench/bench write -page docs/performance.md .run-bench/report.json
+	cd internal/bench/plot && go run . -in $(CURDIR)/.run-bench/report.json -out $(CURDIR)/docs/performance
+
+BENCHCOUNT ?= 1
+.PHONY: bench-go
+bench-go: deps-test ## Go benchmarks of the parts, with allocations (BENCHCOUNT=10 for benchstat)
+	go test -run '^$$' -bench . -benchmem -count $(BENCHCOUNT) ./keycache ./plugin ./hsm/wire ./hsm ./internal/metrics ./internal/secret
 
 .PHONY: bench-apiserver
 bench-apiserver: deps-run build bin/kekd-faults.so ## Measure creates and lists of 10,000 Secrets at a real kube-apiserver (FLAGS=-update: into docs/performance.md)

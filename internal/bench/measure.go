@@ -16,6 +16,7 @@ type measurement struct {
 	errors    int
 	firstErr  error // nil when errors is 0
 	hsmOps    float64
+	cpu       time.Duration // of the target's processes, in steps of clockTick
 }
 
 // perSecond is the rate of calls that succeeded.
@@ -35,6 +36,10 @@ func measure(ctx context.Context, t *target, op operation, callers int, d time.D
 	if err != nil {
 		return measurement{}, err
 	}
+	cpu, err := cpuOf(t.pids)
+	if err != nil {
+		return measurement{}, err
+	}
 	results := make([]measurement, callers)
 	var running sync.WaitGroup
 	start := time.Now()
@@ -47,6 +52,11 @@ func measure(ctx context.Context, t *target, op operation, callers int, d time.D
 	if ctx.Err() != nil {
 		return measurement{}, context.Cause(ctx)
 	}
+	cpuAfter, err := cpuOf(t.pids)
+	if err != nil {
+		return measurement{}, err
+	}
+	m.cpu = cpuAfter - cpu
 	after, err := t.hsmOperations(ctx)
 	if err != nil {
 		return measurement{}, err
@@ -59,6 +69,7 @@ func measure(ctx context.Context, t *target, op operation, callers int, d time.D
 			m.firstErr = r.firstErr
 		}
 	}
+	t.requests.Add(int64(len(m.latencies) + m.errors))
 	return m, nil
 }
 

@@ -7,7 +7,6 @@ import (
 	"io"
 	"runtime"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -16,6 +15,14 @@ type report struct {
 	Machine  machine  `json:"machine"`
 	Settings settings `json:"settings"`
 	Rows     []row    `json:"rows"`
+
+	// What follows is measured by the subcommand report alone.
+
+	Operations []operations `json:"operations,omitempty"`
+	Starts     []start      `json:"starts,omitempty"`
+	Memory     []footprint  `json:"memory,omitempty"`
+	Cold       []cold       `json:"coldDecrypts,omitempty"`
+	Status     []statusRow  `json:"status,omitempty"`
 }
 
 type machine struct {
@@ -30,20 +37,33 @@ type settings struct {
 	DurationSeconds float64 `json:"durationSeconds"`
 	Connections     int     `json:"connections"`
 	PlaintextBytes  int     `json:"plaintextBytes"`
+	// Sessions is the size of the pools of PKCS#11 sessions, where the bench set it.
+	Sessions int `json:"sessions,omitempty"`
 }
 
 // row is one target at one number of callers doing one operation.
 type row struct {
-	Callers   int       `json:"callers"`
-	Operation operation `json:"operation"`
-	Target    string    `json:"target"`
+	// HSMLatency is what was added to each operation of the HSM, in milliseconds.
+	HSMLatency float64   `json:"hsmLatencyMilliseconds"`
+	Callers    int       `json:"callers"`
+	Operation  operation `json:"operation"`
+	Target     string    `json:"target"`
 	// PerSecond is the rate of successful calls, over the rounds.
 	PerSecond summary `json:"perSecond"`
 	// Ratio is that rate divided by the no-op's in the same round, over the rounds.
 	Ratio summary `json:"ratioToNoop"`
-	// P50 and P99 are latencies in microseconds, of all rounds together.
-	P50 float64 `json:"p50Microseconds"`
-	P99 float64 `json:"p99Microseconds"`
+	// P99Ratio is the 99th percentile of the latencies of a round divided by the
+	// no-op's of the same round, over the rounds; nil where a round has too few calls.
+	P99Ratio *summary `json:"p99RatioToNoop,omitempty"`
+	// P50, P90, P99 and P999 are latencies in microseconds, of all rounds together;
+	// 0 where there are too few to tell.
+	P50  float64 `json:"p50Microseconds"`
+	P90  float64 `json:"p90Microseconds"`
+	P99  float64 `json:"p99Microseconds,omitempty"`
+	P999 float64 `json:"p999Microseconds,omitempty"`
+	// CPU is the processor time for a call, in microseconds, of all processes of the
+	// plugin; nil where it is not known, or too little for the kernel's clock.
+	CPU *float64 `json:"cpuMicroseconds,omitempty"`
 	// HSMPerThousand is HSM operations for a thousand calls; nil where they are not counted.
 	HSMPerThousand *float64 `json:"hsmOperationsPer1000,omitempty"`
 	Calls          int      `json:"calls"`
@@ -63,31 +83,36 @@ func newReport(s schedule, cells map[cellKey][]measurement) *report {
 			PlaintextBytes:  seedSize,
 		},
 	}
-	for _, callers := range s.callers {
-		for _, op := range []operation{opEncrypt, opDecrypt} {
-			baseline := cells[cellKey{s.targets[0].name, callers, op}]
-			for _, t := range s.targets {
-				key := cellKey{t.name, callers, op}
-				r.Rows = append(r.Rows, newRow(key, cells[key], baseline, t.metrics != nil))
+	for _, latency := range s.stages() {
+		for _, callers := range s.callers {
+			for _, op := range []operation{opEncrypt, opDecrypt} {
+				baseline := cells[cellKey{latency, s.targets[0].name, callers, op}]
+				for _, t := range s.targets {
+					key := cellKey{latency, t.name, callers, op}
+					r.Rows = append(r.Rows, newRow(key, cells[key], baseline, t))
+				}
 			}
 		}
 	}
 	return r
 }
 
-func newRow(key cellKey, rounds, baseline []measurement, countsHSM bool) row {
-	result := row{Callers: key.callers, Operation: key.op, Target: key.target}
-	var rates, ratios, latencies []float64
-	hsmOps := 0.0
+func newRow(key cellKey, rounds, baseline []measurement, t *target) row {
+	result := row{HSMLatency: milliseconds(key.latency), Callers: key.callers, Operation: key.op, Target: key.target}
+	var rates, ratios, tails, calls, latencies []float64
+	hsmOps, cpu := 0.0, time.Duration(0)
 	for i, m := range rounds {
 		rates = append(rates, m.perSecond())
 		if base := baseline[i].perSecond(); base > 0 {
 			ratios = append(ratios, m.perSecond()/base)
 		}
-		for _, l := range m.latencies {
-			latencies = append(latencies, float64(l)/float64(time.Microsecond))
+		if own, noop := tail(m), tail(baseline[i]); own > 0 && noop > 0 {
+			tails = append(tails, own/noop)
 		}
+		calls = append(calls, float64(min(len(m.latencies), len(baseline[i].latencies))))
+		latencies = append(latencies, microseconds(m.latencies)...)
 		hsmOps += m.hsmOps
+		cpu += m.cpu
 		result.Calls += len(m.latencies) + m.errors
 		result.Errors += m.errors
 		if result.FirstError == "" && m.firstErr != nil {
@@ -96,13 +121,46 @@ func newRow(key cellKey, rounds, baseline []measurement, countsHSM bool) row {
 	}
 	slices.Sort(latencies)
 	result.PerSecond, result.Ratio = summarize(rates), summarize(ratios)
-	result.P50, result.P99 = quantile(latencies, 0.5), quantile(latencies, 0.99)
-	if countsHSM && result.Calls > 0 {
+	// By the middle round, so that one in which the machine stood still counts.
+	if summarize(calls).Median >= tailCalls {
+		s := summarize(tails)
+		result.P99Ratio = &s
+	}
+	result.P50, result.P90 = quantile(latencies, 0.5), quantile(latencies, 0.9)
+	result.P99, result.P999 = rareQuantile(latencies, 0.99), rareQuantile(latencies, 0.999)
+	if result.Calls == 0 {
+		return result
+	}
+	if t.hsm != nil {
 		perThousand := hsmOps * 1000 / float64(result.Calls)
 		result.HSMPerThousand = &perThousand
 	}
+	if cpu >= 10*clockTick {
+		perCall := float64(cpu) / float64(time.Microsecond) / float64(result.Calls)
+		result.CPU = &perCall
+	}
 	return result
 }
+
+// tailCalls is how many calls a round must have for its 99th percentile to count.
+const tailCalls = 200
+
+// tail is the 99th percentile of one round in microseconds; 0 without calls.
+func tail(m measurement) float64 {
+	latencies := microseconds(m.latencies)
+	slices.Sort(latencies)
+	return quantile(latencies, 0.99)
+}
+
+func microseconds(latencies []time.Duration) []float64 {
+	us := make([]float64, len(latencies))
+	for i, l := range latencies {
+		us[i] = float64(l) / float64(time.Microsecond)
+	}
+	return us
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // failures is an error that names each row with failed calls, or nil: numbers
 // of calls that failed are no measurement.
@@ -124,41 +182,4 @@ func (r *report) writeJSON(w io.Writer) error {
 		return fmt.Errorf("write report: %w", err)
 	}
 	return nil
-}
-
-// writeMarkdown writes one table a number of callers.
-func (r *report) writeMarkdown(w io.Writer) error {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s/%s, %d CPUs, %s; %d rounds of %v, %d-byte plaintexts, %d connection(s) a target.\n",
-		r.Machine.OS, r.Machine.Arch, r.Machine.CPUs, r.Machine.Go,
-		r.Settings.Rounds, time.Duration(r.Settings.DurationSeconds*float64(time.Second)), r.Settings.PlaintextBytes, r.Settings.Connections)
-	b.WriteString("Ops/s and the ratio to the no-op are medians over the rounds, the ratio with its quartiles; latencies are of all calls.\n")
-	callers := 0
-	for _, row := range r.Rows {
-		if row.Callers != callers {
-			callers = row.Callers
-			fmt.Fprintf(&b, "\nCallers: %d\n\n", callers)
-			b.WriteString("| operation | target | ops/s | p50 | p99 | ratio to no-op | HSM ops per 1,000 | errors |\n")
-			b.WriteString("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n")
-		}
-		hsm := "-"
-		if row.HSMPerThousand != nil {
-			hsm = fmt.Sprintf("%.2f", *row.HSMPerThousand)
-		}
-		fmt.Fprintf(&b, "| %s | %s | %.0f | %s | %s | %.2f (%.2f-%.2f) | %s | %d |\n",
-			row.Operation, row.Target, row.PerSecond.Median, microseconds(row.P50), microseconds(row.P99),
-			row.Ratio.Median, row.Ratio.Lower, row.Ratio.Upper, hsm, row.Errors)
-	}
-	if _, err := io.WriteString(w, b.String()); err != nil {
-		return fmt.Errorf("write report: %w", err)
-	}
-	return nil
-}
-
-// microseconds prints a latency with three digits or more.
-func microseconds(us float64) string {
-	if us >= 10_000 {
-		return fmt.Sprintf("%.1f ms", us/1000)
-	}
-	return fmt.Sprintf("%.0f µs", us)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -14,18 +15,30 @@ const (
 	opDecrypt operation = "Decrypt"
 )
 
-// schedule is a whole run: every target at every number of callers, doing each
-// operation, in every round.
+// schedule is a whole run: every target at every latency of the HSM and every
+// number of callers, doing each operation, in every round.
 type schedule struct {
 	targets  []*target // the first is the one that the others are compared with
 	callers  []int
 	rounds   int
 	duration time.Duration
+	// latencies are what setLatency makes each operation of the HSM take longer;
+	// none where the HSM is left alone.
+	latencies  []time.Duration
+	setLatency func(time.Duration) error
+}
+
+// stages are the latencies; a single 0 where there are none.
+func (s schedule) stages() []time.Duration {
+	if len(s.latencies) == 0 {
+		return []time.Duration{0}
+	}
+	return s.latencies
 }
 
 // length is how long the run will measure, warm-ups included.
 func (s schedule) length() time.Duration {
-	cells := time.Duration(len(s.targets) * len(s.callers) * 2)
+	cells := time.Duration(len(s.stages()) * len(s.targets) * len(s.callers) * 2)
 	return cells * (time.Duration(s.rounds)*s.duration + s.warmUp())
 }
 
@@ -35,6 +48,7 @@ func (s schedule) warmUp() time.Duration { return s.duration / 2 }
 
 // cellKey names what is measured once a round.
 type cellKey struct {
+	latency time.Duration // of the HSM
 	target  string
 	callers int
 	op      operation
@@ -58,20 +72,37 @@ func (s schedule) run(ctx context.Context, progress func(round int)) (*report, e
 }
 
 // round measures each cell once. Within a setting the targets run directly one
-// after the other, so that they meet the same machine, and each round starts
-// with another one, so that none always runs behind the same neighbour.
+// after the other, so that they meet the same machine. Each round starts with
+// another one, and every second round goes backwards, so that none always runs
+// behind the same neighbour.
 func (s schedule) round(ctx context.Context, round int, d time.Duration, record func(cellKey, measurement)) error {
-	for _, callers := range s.callers {
-		for _, op := range []operation{opEncrypt, opDecrypt} {
-			for i := range s.targets {
-				t := s.targets[(i+round)%len(s.targets)]
-				m, err := measure(ctx, t, op, callers, d)
-				if err != nil {
-					return fmt.Errorf("measure %s: %w", t.name, err)
+	for _, latency := range s.stages() {
+		if s.setLatency != nil {
+			if err := s.setLatency(latency); err != nil {
+				return fmt.Errorf("set the latency of the HSM: %w", err)
+			}
+		}
+		for _, callers := range s.callers {
+			for _, op := range []operation{opEncrypt, opDecrypt} {
+				for _, t := range turns(s.targets, round) {
+					m, err := measure(ctx, t, op, callers, d)
+					if err != nil {
+						return fmt.Errorf("measure %s: %w", t.name, err)
+					}
+					record(cellKey{latency, t.name, callers, op}, m)
 				}
-				record(cellKey{t.name, callers, op}, m)
 			}
 		}
 	}
 	return nil
+}
+
+// turns is the order of the targets in a round.
+func turns(targets []*target, round int) []*target {
+	first := round % len(targets)
+	order := slices.Concat(targets[first:], targets[:first])
+	if round%2 == 1 {
+		slices.Reverse(order)
+	}
+	return order
 }

@@ -17,6 +17,15 @@ func quantile(sorted []float64, q float64) float64 {
 	return sorted[low] + (sorted[high]-sorted[low])*part
 }
 
+// rareQuantile is quantile where five values at least lie beyond it, and 0
+// otherwise: one slow call is an accident and no distribution.
+func rareQuantile(sorted []float64, q float64) float64 {
+	if float64(len(sorted))*(1-q) < 5 {
+		return 0
+	}
+	return quantile(sorted, q)
+}
+
 // summary is the middle of some values and how far they spread.
 type summary struct {
 	Median float64 `json:"median"`

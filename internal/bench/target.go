@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -33,6 +34,15 @@ type targetSpec struct {
 	name       string
 	socket     string
 	metricsURL string // "" counts no HSM operations
+	// counter counts them in another way; nil for none.
+	counter hsmCounter
+	// pids are the processes whose processor time is measured; none for unknown.
+	pids []int
+}
+
+// hsmCounter tells how many HSM operations there were so far.
+type hsmCounter interface {
+	read(ctx context.Context) (float64, error)
 }
 
 // targetFlag collects -target flags.
@@ -86,7 +96,10 @@ type target struct {
 	name    string
 	conns   []*grpc.ClientConn
 	clients []kmsv2.KeyManagementServiceClient // one for each of conns
-	metrics *counterReader                     // nil: HSM operations are not counted
+	hsm     hsmCounter                         // nil: HSM operations are not counted
+	pids    []int                              // none: processor time is not measured
+	// requests counts the Encrypts and Decrypts that were measured or warmed up.
+	requests atomic.Int64
 
 	plaintext []byte
 	sealed    []*kmsv2.EncryptResponse // of plaintext, each decrypted once
@@ -97,7 +110,7 @@ type target struct {
 func openTarget(ctx context.Context, spec targetSpec, conns int, metric string) (_ *target, err error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	t := &target{name: spec.name, plaintext: make([]byte, seedSize)}
+	t := &target{name: spec.name, plaintext: make([]byte, seedSize), hsm: spec.counter, pids: spec.pids}
 	defer func() {
 		if err != nil {
 			t.close()
@@ -105,7 +118,7 @@ func openTarget(ctx context.Context, spec targetSpec, conns int, metric string) 
 	}()
 	_, _ = rand.Read(t.plaintext)
 	if spec.metricsURL != "" {
-		t.metrics = &counterReader{client: &http.Client{Timeout: 5 * time.Second}, url: spec.metricsURL, metric: metric}
+		t.hsm = &counterReader{client: &http.Client{Timeout: 5 * time.Second}, url: spec.metricsURL, metric: metric}
 	}
 	for range conns {
 		conn, err := dial(spec.socket)
@@ -151,8 +164,8 @@ func (t *target) close() {
 	for _, conn := range t.conns {
 		_ = conn.Close()
 	}
-	if t.metrics != nil {
-		t.metrics.client.CloseIdleConnections()
+	if r, ok := t.hsm.(*counterReader); ok {
+		r.client.CloseIdleConnections()
 	}
 }
 
@@ -177,11 +190,17 @@ func (t *target) decrypt(ctx context.Context, caller, n int) error {
 	return err
 }
 
-// hsmOperations returns the target's count of HSM operations; 0 where it has
-// no metrics.
+// status asks for the Status.
+func (t *target) status(ctx context.Context) error {
+	_, err := t.clients[0].Status(ctx, &kmsv2.StatusRequest{})
+	return err
+}
+
+// hsmOperations returns the target's count of HSM operations; 0 where they are
+// not counted.
 func (t *target) hsmOperations(ctx context.Context) (float64, error) {
-	if t.metrics == nil {
+	if t.hsm == nil {
 		return 0, nil
 	}
-	return t.metrics.read(ctx)
+	return t.hsm.read(ctx)
 }

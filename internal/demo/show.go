@@ -10,32 +10,30 @@ import (
 	"strings"
 	"time"
 
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
 	"golang.org/x/term"
 	kmsapi "k8s.io/kms/apis/v2"
 
-	"net/http"
+	"kekd/internal/demo/sandbox"
 )
 
 // show runs one kekd and shows what it does.
-func show(ctx context.Context, b *sandbox) (err error) {
-	d, err := b.configure(ctx, "kekd", "seeded")
+func show(ctx context.Context, b *sandbox.Sandbox) (err error) {
+	d, err := b.Configure(ctx, "kekd", sandbox.Settings{Mode: "seeded"})
 	if err != nil {
 		return err
 	}
 	step("A token, and a KEK that is made on it and never leaves it")
-	out, err := b.ctl(ctx, d, "key", "create", "--yes")
+	out, err := b.Ctl(ctx, d, "key", "create", "--yes")
 	if err != nil {
 		return err
 	}
 	indent(out)
-	step("kekd on " + d.socket)
-	if err := b.start(ctx, d); err != nil {
+	step("kekd on " + d.Socket)
+	if err := d.Start(ctx); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.stop()) }()
-	first, err := d.client.Status(ctx, &kmsapi.StatusRequest{})
+	defer func() { err = errors.Join(err, d.Stop()) }()
+	first, err := d.Client.Status(ctx, &kmsapi.StatusRequest{})
 	if err != nil {
 		return err
 	}
@@ -51,7 +49,7 @@ func show(ctx context.Context, b *sandbox) (err error) {
 	if err := decrypt(ctx, d, sealed, plaintext); err != nil {
 		return err
 	}
-	before, err := operations(ctx, d)
+	before, err := d.Operations(ctx)
 	if err != nil {
 		return err
 	}
@@ -62,7 +60,7 @@ func show(ctx context.Context, b *sandbox) (err error) {
 			return err
 		}
 	}
-	after, err := operations(ctx, d)
+	after, err := d.Operations(ctx)
 	if err != nil {
 		return err
 	}
@@ -75,17 +73,17 @@ func show(ctx context.Context, b *sandbox) (err error) {
 		return err
 	}
 	step("For kube-apiserver: --encryption-provider-config with")
-	indent(encryptionConfiguration(d.socket))
+	indent(encryptionConfiguration(d.Socket))
 	return linger(ctx, b, d)
 }
 
 // rotate makes a second key and waits for it to become the primary.
-func rotate(ctx context.Context, b *sandbox, d *daemon, old string, sealed *kmsapi.EncryptResponse, plaintext []byte) error {
+func rotate(ctx context.Context, b *sandbox.Sandbox, d *sandbox.Daemon, old string, sealed *kmsapi.EncryptResponse, plaintext []byte) error {
 	step("A rotation: a second KEK, which every node takes up at its activation time")
-	if _, err := b.ctl(ctx, d, "key", "create", "--yes", "--activate-in", "3s"); err != nil {
+	if _, err := b.Ctl(ctx, d, "key", "create", "--yes", "--activate-in", "3s"); err != nil {
 		return err
 	}
-	out, err := b.ctl(ctx, d, "key", "list")
+	out, err := b.Ctl(ctx, d, "key", "list")
 	if err != nil {
 		return err
 	}
@@ -94,7 +92,7 @@ func rotate(ctx context.Context, b *sandbox, d *daemon, old string, sealed *kmsa
 	defer cancel()
 	begun := time.Now()
 	for {
-		s, err := d.client.Status(limited, &kmsapi.StatusRequest{})
+		s, err := d.Client.Status(limited, &kmsapi.StatusRequest{})
 		if err != nil {
 			return fmt.Errorf("wait for the new key_id: %w", err)
 		}
@@ -115,7 +113,7 @@ func rotate(ctx context.Context, b *sandbox, d *daemon, old string, sealed *kmsa
 	if err := decrypt(ctx, d, sealed, plaintext); err != nil {
 		return err
 	}
-	if out, err = b.ctl(ctx, d, "key", "list"); err != nil {
+	if out, err = b.Ctl(ctx, d, "key", "list"); err != nil {
 		return err
 	}
 	indent(out)
@@ -123,25 +121,19 @@ func rotate(ctx context.Context, b *sandbox, d *daemon, old string, sealed *kmsa
 }
 
 // linger keeps kekd running where somebody sits before it.
-func linger(ctx context.Context, b *sandbox, d *daemon) error {
+func linger(ctx context.Context, b *sandbox.Sandbox, d *sandbox.Daemon) error {
 	if !term.IsTerminal(int(os.Stdout.Fd())) {
 		return nil
 	}
 	step("kekd goes on until Ctrl-C; try in another terminal")
 	say("%s -c %s status\n%s -c %s verify\n%s -c %s doctor\ncurl http://%s/metrics",
-		b.kekctl, d.config, b.kekctl, d.config, b.kekctl, d.config, d.http)
-	select {
-	case <-ctx.Done():
-		return nil
-	case err := <-d.ended:
-		d.ended <- err
-		return fmt.Errorf("kekd ended: %w\n%s", err, d.log.String())
-	}
+		b.CtlPath(), d.Config, b.CtlPath(), d.Config, b.CtlPath(), d.Config, d.HTTP)
+	return d.Wait(ctx)
 }
 
-func encrypt(ctx context.Context, d *daemon, plaintext []byte) (*kmsapi.EncryptResponse, error) {
+func encrypt(ctx context.Context, d *sandbox.Daemon, plaintext []byte) (*kmsapi.EncryptResponse, error) {
 	begun := time.Now()
-	sealed, err := d.client.Encrypt(ctx, &kmsapi.EncryptRequest{Plaintext: plaintext, Uid: "demo"})
+	sealed, err := d.Client.Encrypt(ctx, &kmsapi.EncryptRequest{Plaintext: plaintext, Uid: "demo"})
 	if err != nil {
 		return nil, fmt.Errorf("encrypt: %w", err)
 	}
@@ -149,9 +141,9 @@ func encrypt(ctx context.Context, d *daemon, plaintext []byte) (*kmsapi.EncryptR
 	return sealed, nil
 }
 
-func decrypt(ctx context.Context, d *daemon, sealed *kmsapi.EncryptResponse, want []byte) error {
+func decrypt(ctx context.Context, d *sandbox.Daemon, sealed *kmsapi.EncryptResponse, want []byte) error {
 	begun := time.Now()
-	opened, err := d.client.Decrypt(ctx, &kmsapi.DecryptRequest{Ciphertext: sealed.GetCiphertext(), KeyId: sealed.GetKeyId(), Uid: "demo"})
+	opened, err := d.Client.Decrypt(ctx, &kmsapi.DecryptRequest{Ciphertext: sealed.GetCiphertext(), KeyId: sealed.GetKeyId(), Uid: "demo"})
 	if err != nil {
 		return fmt.Errorf("decrypt: %w", err)
 	}
@@ -163,14 +155,14 @@ func decrypt(ctx context.Context, d *daemon, sealed *kmsapi.EncryptResponse, wan
 }
 
 // roundTrip encrypts and decrypts without a word.
-func roundTrip(ctx context.Context, d *daemon) error {
+func roundTrip(ctx context.Context, d *sandbox.Daemon) error {
 	plaintext := make([]byte, 32)
 	_, _ = rand.Read(plaintext) // never fails
-	sealed, err := d.client.Encrypt(ctx, &kmsapi.EncryptRequest{Plaintext: plaintext, Uid: "demo"})
+	sealed, err := d.Client.Encrypt(ctx, &kmsapi.EncryptRequest{Plaintext: plaintext, Uid: "demo"})
 	if err != nil {
 		return fmt.Errorf("encrypt: %w", err)
 	}
-	opened, err := d.client.Decrypt(ctx, &kmsapi.DecryptRequest{Ciphertext: sealed.GetCiphertext(), KeyId: sealed.GetKeyId(), Uid: "demo"})
+	opened, err := d.Client.Decrypt(ctx, &kmsapi.DecryptRequest{Ciphertext: sealed.GetCiphertext(), KeyId: sealed.GetKeyId(), Uid: "demo"})
 	if err != nil {
 		return fmt.Errorf("decrypt: %w", err)
 	}
@@ -178,33 +170,6 @@ func roundTrip(ctx context.Context, d *daemon) error {
 		return errors.New("decrypt: it is not what was encrypted")
 	}
 	return nil
-}
-
-// operations reads how many HSM operations there were, by kind.
-func operations(ctx context.Context, d *daemon) (map[string]float64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+d.http+"/metrics", nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(resp.Body)
-	if err != nil {
-		return nil, fmt.Errorf("read /metrics: %w", err)
-	}
-	ops := make(map[string]float64)
-	for _, m := range families["kekd_hsm_operations_total"].GetMetric() {
-		for _, l := range m.GetLabel() {
-			if l.GetName() == "op" {
-				ops[l.GetValue()] += m.GetCounter().GetValue()
-			}
-		}
-	}
-	return ops, nil
 }
 
 func encryptionConfiguration(socket string) string {

@@ -17,6 +17,9 @@ type cacheMetrics struct {
 	rotations *prometheus.CounterVec
 	renewals  *prometheus.CounterVec
 
+	// byResult keeps the counters of requests, so that a Decrypt costs no hash. It is
+	// not written after newCacheMetrics.
+	byResult map[string]prometheus.Counter
 	// opened keeps the counter of each key_id, a prometheus.Counter, so that a
 	// Decrypt costs no hash. It grows no further than the ring has keys.
 	opened *sync.Map
@@ -36,10 +39,11 @@ func newCacheMetrics() cacheMetrics {
 			"Times that a new KEK was to take over Encrypt, by result.", "result"),
 		renewals: counters("kekd_seed_renewals_total",
 			"Times that a new seed was to replace the one in use under the same KEK, by result.", "result"),
-		opened: &sync.Map{},
+		byResult: make(map[string]prometheus.Counter),
+		opened:   &sync.Map{},
 	}
 	for _, result := range cacheResults {
-		c.requests.WithLabelValues(result)
+		c.byResult[result] = c.requests.WithLabelValues(result)
 	}
 	for _, reason := range evictions {
 		c.evictions.WithLabelValues(reason)
@@ -57,7 +61,11 @@ func (c *cacheMetrics) all() []prometheus.Collector {
 
 // CacheRequest implements keycache.Observer.
 func (m *Metrics) CacheRequest(result string) {
-	m.cache.requests.WithLabelValues(closed(result, cacheResults)).Inc()
+	if c, ok := m.cache.byResult[result]; ok {
+		c.Inc()
+		return
+	}
+	m.cache.requests.WithLabelValues(other).Inc()
 }
 
 // CacheEviction implements keycache.Observer.
