@@ -20,6 +20,9 @@ import (
 // LatchName is the latch's name in the LatchStore.
 const LatchName = "pin-latch"
 
+// pinLocked is CKR_PIN_LOCKED.
+const pinLocked = 0xA4
+
 // LatchStore keeps small values across restarts. internal/state is one.
 type LatchStore interface {
 	// Load fills v; false when nothing is stored under the name.
@@ -244,6 +247,10 @@ func (e *latchedError) Error() string {
 
 // Hint says how the latch is removed.
 func (e *latchedError) Hint() string {
+	if e.reason == wire.RVName(pinLocked) {
+		// The PIN may have been right: a new source is not what is wanted.
+		return "have the security officer unlock the PIN with the vendor's tool; then clear the latch with kekctl pin unlatch, or put the new PIN into its source"
+	}
 	return "put the right PIN into its source, which is noticed by itself; or clear the latch with kekctl pin unlatch"
 }
 

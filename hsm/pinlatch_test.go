@@ -76,6 +76,9 @@ func TestPINLatch(t *testing.T) {
 	if !strings.Contains(Hint(err), "kekctl pin unlatch") {
 		t.Errorf("hint %q, want one that names the command", Hint(err))
 	}
+	if err := testLatch(&jsonStore{}).set(token, []byte("1111"), "file /etc/pin", refused(pinLocked)); !strings.Contains(Hint(err), "officer") {
+		t.Errorf("hint %q to a locked PIN, want one that names who unlocks it", Hint(err))
+	}
 	if strings.Contains(string(store.stored), "1111") || strings.Contains(err.Error(), "1111") {
 		t.Errorf("the PIN is stored or told: %s, %v", store.stored, err)
 	}

@@ -20,6 +20,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -27,8 +28,12 @@ import (
 // uid is kekd's user and group, in the image and on the host.
 const uid = 65529
 
-// lockedDown is how the static pod runs kekd, without any network besides.
-var lockedDown = []string{"--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--network", "none"}
+// lockedDown is how the static pod runs kekd, with its seccomp profile and
+// without any network besides.
+var lockedDown = []string{
+	"--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--network", "none",
+	"--security-opt", "seccomp=" + filepath.Join("..", "..", "manifests", "static-pod", "components", "seccomp", "kekd.json"),
+}
 
 // names returns the image for production and the one for trials.
 func names(tb testing.TB) (kekd, softHSM string) {
