@@ -3,6 +3,7 @@ package hsm_test
 import (
 	"encoding/hex"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -43,6 +44,9 @@ func TestWrongPINCostsOneTry(t *testing.T) {
 	}
 	if !watch.isLatched() {
 		t.Error("the latch is not reported")
+	}
+	if failed := watch.starts(); len(failed) == 0 || slices.ContainsFunc(failed, func(reason string) bool { return reason != "pin" }) {
+		t.Errorf("the starts that failed are reported as %q, want pin", failed)
 	}
 	f.PIN.Set(string(right))
 	token := f.Open(t, func(c *hsm.Config) { c.Observer = watch })

@@ -204,7 +204,7 @@ func (p *process) finish(call *pendingCall) {
 	p.freeSlot()
 }
 
-func (p *process) report() { p.watch.HSMSessions(len(p.slots), int(p.waiting.Load())) }
+func (p *process) report() { p.watch.HSMSessions(len(p.slots), cap(p.slots), int(p.waiting.Load())) }
 
 // call sends a request and waits for its answer, for ctx, or for the end of the
 // process, whichever comes first. A secret in the answer belongs to the caller.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os/exec"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -107,6 +108,7 @@ func (r *rig) unwrap(ctx context.Context) error {
 type recorder struct {
 	mu       sync.Mutex
 	restarts []string
+	failed   []string       // reasons of starts that failed
 	results  map[string]int // by "op result"
 	inUse    int
 	latched  bool
@@ -124,7 +126,13 @@ func (r *recorder) HSMWorkerRestart(reason string) {
 	r.restarts = append(r.restarts, reason)
 }
 
-func (r *recorder) HSMSessions(inUse, _ int) {
+func (r *recorder) HSMWorkerStartFailed(reason string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.failed = append(r.failed, reason)
+}
+
+func (r *recorder) HSMSessions(inUse, _, _ int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.inUse = inUse
@@ -134,6 +142,13 @@ func (r *recorder) HSMLatched(latched bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.latched = latched
+}
+
+// starts is why starts of a worker failed.
+func (r *recorder) starts() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.failed)
 }
 
 func (r *recorder) restarted() int {

@@ -143,6 +143,7 @@ func (s *supervisor) run(st *start) {
 	if st.err != nil {
 		s.lastErr = st.err
 		s.failures++
+		s.cfg.Observer.HSMWorkerStartFailed(resultOf(st.err))
 		s.pause()
 		return
 	}

@@ -30,9 +30,13 @@ type Observer interface {
 	HSMOperation(op, result string, elapsed time.Duration)
 	// HSMWorkerRestart is a worker that came to its end other than by Close.
 	HSMWorkerRestart(reason string)
-	// HSMSessions is how many sessions have a call in flight, and how many calls
-	// wait for one.
-	HSMSessions(inUse, waiting int)
+	// HSMWorkerStartFailed is a worker that did not come up: the module would not
+	// load, the login was refused, the key not proven again. The reason is an error
+	// class, as HSMOperation's results are.
+	HSMWorkerStartFailed(reason string)
+	// HSMSessions is how many sessions have a call in flight, of how many that the
+	// token gave, and how many calls wait for one.
+	HSMSessions(inUse, limit, waiting int)
 	// HSMLatched tells whether the PIN is latched.
 	HSMLatched(latched bool)
 }
@@ -361,5 +365,6 @@ type noObserver struct{}
 
 func (noObserver) HSMOperation(string, string, time.Duration) {}
 func (noObserver) HSMWorkerRestart(string)                    {}
-func (noObserver) HSMSessions(int, int)                       {}
+func (noObserver) HSMWorkerStartFailed(string)                {}
+func (noObserver) HSMSessions(int, int, int)                  {}
 func (noObserver) HSMLatched(bool)                            {}

@@ -67,11 +67,12 @@ func (c *conn) Close() error {
 	return c.UnixConn.Close()
 }
 
-// deadlines bounds a request from its headers on, so that one whose message never
+// arrivals tells of every request when its headers are there, and bounds it from then on, so that one whose message never
 // comes ends too. No timer is set where the client's own deadline is earlier, as
 // kube-apiserver's always is.
-func deadlines(timeout time.Duration) tap.ServerInHandle {
+func arrivals(timeout time.Duration, arrived func()) tap.ServerInHandle {
 	return func(ctx context.Context, _ *tap.Info) (context.Context, error) {
+		arrived()
 		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= timeout {
 			return ctx, nil
 		}

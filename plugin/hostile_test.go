@@ -472,6 +472,9 @@ func TestConnectionsAreCapped(t *testing.T) {
 		}
 		must(t, c.Close())
 	}
+	if n := s.tally.refusals(); n != 3*throttleLines {
+		t.Errorf("%d connections counted as too many, want %d", n, 3*throttleLines)
+	}
 	lines := s.logs.FilterMessage("connection refused, too many are open").All()
 	if len(lines) != throttleLines || lines[0].ContextMap()["peer_uid"] != uint32(os.Getuid()) {
 		t.Errorf("%d lines, want %d: %v", len(lines), throttleLines, lines)

@@ -107,6 +107,8 @@ type tally struct {
 	inFlight int
 	peak     int
 	refused  []uint32
+	tooMany  int
+	arrived  int
 	panics   int
 }
 
@@ -126,6 +128,18 @@ func (o *tally) InFlight(delta int) {
 	o.peak = max(o.peak, o.inFlight)
 }
 
+func (o *tally) Arrived() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.arrived++
+}
+
+func (o *tally) TooMany() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.tooMany++
+}
+
 func (o *tally) Refused(uid uint32) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -136,6 +150,19 @@ func (o *tally) Panic() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.panics++
+}
+
+// refusals and arrivals are what their names say.
+func (o *tally) refusals() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.tooMany
+}
+
+func (o *tally) arrivals() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.arrived
 }
 
 // snapshot copies the tally for comparisons.

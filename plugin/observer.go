@@ -9,6 +9,10 @@ import (
 // Observer counts what the plugin does. Its methods are called concurrently, on
 // the way of every request, and must not block.
 type Observer interface {
+	// Arrived reports a request whose headers have come, of whatever method. Those that
+	// no Request follows were turned away by gRPC itself, or given up by the client
+	// before its message was there.
+	Arrived()
 	// Request reports a call that ended, by method name ("Encrypt") and code.
 	// Requests that gRPC itself turned away (unknown method, oversize message,
 	// undecodable message) are not among them.
@@ -17,6 +21,8 @@ type Observer interface {
 	InFlight(delta int)
 	// Refused reports a connection closed because this uid is not on the allow-list.
 	Refused(uid uint32)
+	// TooMany reports a connection closed because as many as may be are open.
+	TooMany()
 	// Panic reports a request that ended in a recovered panic.
 	Panic()
 }
@@ -24,7 +30,9 @@ type Observer interface {
 // nopObserver stands in where nobody counts.
 type nopObserver struct{}
 
+func (nopObserver) Arrived()                                  {}
 func (nopObserver) Request(string, codes.Code, time.Duration) {}
 func (nopObserver) InFlight(int)                              {}
 func (nopObserver) Refused(uint32)                            {}
+func (nopObserver) TooMany()                                  {}
 func (nopObserver) Panic()                                    {}

@@ -126,13 +126,14 @@ func New(cfg Config) (*Server, error) {
 		},
 		max: cfg.limits.connections, open: new(atomic.Int64),
 		tooMany: func(p PeerInfo) {
+			cfg.Observer.TooMany()
 			warn("connections", "connection refused, too many are open", p)
 		},
 	}
 	server := grpc.NewServer(
 		grpc.Creds(peers),
 		grpc.UnaryInterceptor(g.unary),
-		grpc.InTapHandle(deadlines(cfg.RequestTimeout)),
+		grpc.InTapHandle(arrivals(cfg.RequestTimeout, cfg.Observer.Arrived)),
 		grpc.ConnectionTimeout(cfg.limits.handshake),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: cfg.limits.silence, Timeout: cfg.limits.answer}),
 		grpc.MaxRecvMsgSize(maxMessageSize),

@@ -190,3 +190,25 @@ func TestConcurrency(t *testing.T) {
 	})
 	wg.Wait()
 }
+
+// What gRPC turns away before the service sees it is counted as arrived, so that it
+// can be told by the difference.
+func TestArrivalsCountWhatGRPCRefuses(t *testing.T) {
+	r := start(t)
+	conn := dial(t, r.path)
+	client := kmsapi.NewKeyManagementServiceClient(conn)
+	if _, err := client.Status(t.Context(), &kmsapi.StatusRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Invoke(t.Context(), "/v2.KeyManagementService/Nothing", &kmsapi.StatusRequest{}, &kmsapi.StatusResponse{}); status.Code(err) != codes.Unimplemented {
+		t.Errorf("an unknown method: %v", err)
+	}
+	big := &kmsapi.EncryptRequest{Plaintext: make([]byte, maxMessageSize+1)}
+	if _, err := client.Encrypt(t.Context(), big); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("a message that is too large: %v", err)
+	}
+	requests, _, _, _ := r.tally.snapshot()
+	if n := r.tally.arrivals(); n != 3 || len(requests) != 1 {
+		t.Errorf("%d arrived and %v were served, want 3 and the Status", n, requests)
+	}
+}

@@ -149,6 +149,7 @@ func assemble(ctx context.Context, cfg config.Config, loggers logging.Loggers) (
 		Logger:     loggers.Log.Named("health"),
 		Observer:   d.metrics,
 	})
+	d.metrics.CollectGrace(func() time.Time { return d.monitor.Report().CoastingUntil })
 	d.prober = health.NewProber(health.ProberConfig{
 		Interval: cfg.Health.ProbeInterval, Timeout: probeTimeout, Probe: d.probe, Monitor: d.monitor,
 	})

@@ -82,6 +82,18 @@ func (m *Metrics) Opened(keyID string) {
 	c.(prometheus.Counter).Inc()
 }
 
+// forget drops the counters of the keys that are not on the ring any more. A request
+// under way may still count for one; it is forgotten at the next look.
+func (c *cacheMetrics) forget(onRing map[string]bool) {
+	c.opened.Range(func(keyID, _ any) bool {
+		if id := keyID.(string); !onRing[id] {
+			c.opened.Delete(id)
+			c.decrypts.DeleteLabelValues(kek.KeyIDHash(id))
+		}
+		return true
+	})
+}
+
 // Breaker implements keycache.Observer.
 func (m *Metrics) Breaker(open bool) { m.cache.breaker.Set(truth(open)) }
 

@@ -23,9 +23,14 @@ const (
 // docs/metrics.md lists every metric as the registry has it, and no other.
 func TestCatalogue(t *testing.T) {
 	var b strings.Builder
-	b.WriteString("| Metric | Type | Labels | Meaning |\n| --- | --- | --- | --- |\n")
+	b.WriteString("| Metric | Type | Unit | Labels | Meaning | Example |\n| --- | --- | --- | --- | --- | --- |\n")
 	for _, row := range catalogue(t, exercised()) {
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", row.name, row.kind, row.labels, row.help)
+		example, ok := examples[row.name]
+		if !ok || !strings.Contains(example, row.name) {
+			t.Errorf("%s has no example that uses it: %q", row.name, example)
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | `%s` |\n", row.name, row.kind, unit(row.name), row.labels, row.help,
+			strings.ReplaceAll(example, "|", `\|`))
 	}
 	page, err := os.ReadFile(manual)
 	if err != nil {
@@ -73,6 +78,62 @@ func TestCatalogueText(t *testing.T) {
 			t.Errorf("docs/metrics.md names %s, which does not exist", word)
 		}
 	}
+}
+
+// unit is what a metric counts in. Prometheus has it in the name.
+func unit(name string) string {
+	switch {
+	case strings.HasSuffix(name, "_timestamp_seconds"):
+		return "seconds since 1970"
+	case strings.HasSuffix(name, "_seconds"):
+		return "seconds"
+	}
+	return "1"
+}
+
+// examples has a query for each metric. e2e/watch asks a real Prometheus each of
+// them, as docs/metrics.md has it.
+var examples = map[string]string{
+	"kekd_build_info":                            `count by (version) (kekd_build_info)`,
+	"kekd_callers_refused_total":                 `increase(kekd_callers_refused_total[1h])`,
+	"kekd_coasting_ends_timestamp_seconds":       `kekd_coasting_ends_timestamp_seconds - time()`,
+	"kekd_connections_refused_total":             `increase(kekd_connections_refused_total[1h])`,
+	"kekd_decrypts_total":                        `sum by (key_id_hash) (rate(kekd_decrypts_total[5m]))`,
+	"kekd_direct_uses":                           `kekd_direct_uses / 2^32`,
+	"kekd_grpc_request_duration_seconds":         `histogram_quantile(0.99, sum by (le, method) (rate(kekd_grpc_request_duration_seconds_bucket[5m])))`,
+	"kekd_grpc_requests_arrived_total":           `increase(kekd_grpc_requests_arrived_total[1h]) - on (instance) sum by (instance) (increase(kekd_grpc_requests_total[1h]))`,
+	"kekd_grpc_requests_in_flight":               `max_over_time(kekd_grpc_requests_in_flight[5m])`,
+	"kekd_grpc_requests_total":                   `sum by (method, code) (rate(kekd_grpc_requests_total[5m]))`,
+	"kekd_health_state":                          `kekd_health_state == 1`,
+	"kekd_health_transitions_total":              `sum by (to) (increase(kekd_health_transitions_total[1d]))`,
+	"kekd_healthy":                               `avg_over_time(kekd_healthy[30d])`,
+	"kekd_hsm_breaker_open":                      `max_over_time(kekd_hsm_breaker_open[5m])`,
+	"kekd_hsm_operation_duration_seconds":        `histogram_quantile(0.95, sum by (le, op) (rate(kekd_hsm_operation_duration_seconds_bucket[5m])))`,
+	"kekd_hsm_operations_total":                  `sum by (op, result) (rate(kekd_hsm_operations_total[5m]))`,
+	"kekd_hsm_pin_latched":                       `kekd_hsm_pin_latched == 1`,
+	"kekd_hsm_requests_waiting":                  `max_over_time(kekd_hsm_requests_waiting[5m])`,
+	"kekd_hsm_sessions":                          `kekd_hsm_sessions{state="in_use"} / on (instance) kekd_hsm_sessions_limit`,
+	"kekd_hsm_sessions_limit":                    `kekd_hsm_sessions_limit`,
+	"kekd_hsm_worker_restarts_total":             `sum by (reason) (increase(kekd_hsm_worker_restarts_total[1h]))`,
+	"kekd_hsm_worker_start_failures_total":       `sum by (reason) (increase(kekd_hsm_worker_start_failures_total[1h]))`,
+	"kekd_key_info":                              `count by (state) (kekd_key_info)`,
+	"kekd_key_policy_violations":                 `kekd_key_policy_violations > 0`,
+	"kekd_key_ring_problem":                      `kekd_key_ring_problem == 1`,
+	"kekd_key_ring_read_timestamp_seconds":       `time() - kekd_key_ring_read_timestamp_seconds`,
+	"kekd_last_probe_success_timestamp_seconds":  `time() - kekd_last_probe_success_timestamp_seconds`,
+	"kekd_log_lines_lost_total":                  `increase(kekd_log_lines_lost_total[1h])`,
+	"kekd_next_key_activation_timestamp_seconds": `kekd_next_key_activation_timestamp_seconds - time()`,
+	"kekd_panics_total":                          `increase(kekd_panics_total[1h])`,
+	"kekd_primary_key_since_timestamp_seconds":   `(time() - kekd_primary_key_since_timestamp_seconds) / 86400`,
+	"kekd_remembered_failures":                   `kekd_remembered_failures`,
+	"kekd_rotations_total":                       `sum by (result) (increase(kekd_rotations_total[1d]))`,
+	"kekd_seed_cache_capacity":                   `kekd_seed_cache_entries / kekd_seed_cache_capacity`,
+	"kekd_seed_cache_entries":                    `kekd_seed_cache_entries`,
+	"kekd_seed_cache_evictions_total":            `sum by (reason) (rate(kekd_seed_cache_evictions_total[5m]))`,
+	"kekd_seed_cache_requests_total":             `sum by (result) (rate(kekd_seed_cache_requests_total[5m]))`,
+	"kekd_seed_created_timestamp_seconds":        `time() - kekd_seed_created_timestamp_seconds`,
+	"kekd_seed_renewals_total":                   `sum by (result) (increase(kekd_seed_renewals_total[1d]))`,
+	"kekd_seed_uses":                             `kekd_seed_uses`,
 }
 
 type row struct{ name, kind, labels, help string }

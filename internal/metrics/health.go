@@ -47,5 +47,29 @@ func (m *Metrics) HealthChanged(from, to string) {
 	}
 }
 
+// CollectGrace makes every scrape read when coasting ends, zero in any other state.
+// read must be quick and safe for concurrent use; that it judges the health anew is
+// welcome, since time alone may have changed it. It must be called at most once.
+func (m *Metrics) CollectGrace(read func() time.Time) {
+	m.registry.MustRegister(&graceCollector{read: read})
+}
+
+// graceCollector has no series while nothing is running out: a time in the past
+// would have to be compared away in every query.
+type graceCollector struct{ read func() time.Time }
+
+var coastingEndsDesc = prometheus.NewDesc("kekd_coasting_ends_timestamp_seconds",
+	"When coasting ends and kekd becomes unready, unless the HSM recovers; absent in any other state.", nil, nil)
+
+// Describe implements prometheus.Collector.
+func (*graceCollector) Describe(ch chan<- *prometheus.Desc) { ch <- coastingEndsDesc }
+
+// Collect implements prometheus.Collector.
+func (c *graceCollector) Collect(ch chan<- prometheus.Metric) {
+	if end := c.read(); !end.IsZero() {
+		ch <- prometheus.MustNewConstMetric(coastingEndsDesc, prometheus.GaugeValue, seconds(end))
+	}
+}
+
 // HealthSucceeded implements health.Observer.
 func (m *Metrics) HealthSucceeded(at time.Time) { m.health.lastSuccess.Set(seconds(at)) }

@@ -75,6 +75,19 @@ func durations() []float64 {
 	}
 }
 
+// Every histogram is a native one too, for a Prometheus that asks for it (protobuf
+// with native histograms on); the text format carries the classic buckets alone.
+const (
+	// nativeFactor is by how much a bucket is wider than the one below it: quantiles
+	// are within 5 % or so of the truth.
+	nativeFactor = 1.1
+	// nativeBuckets bounds the memory and the scrape: 10 µs to 10 s are 145 steps of
+	// that factor. Above it the resolution is halved, or the histogram starts anew if
+	// it is older than nativeReset.
+	nativeBuckets = 160
+	nativeReset   = time.Hour
+)
+
 func counter(name, help string) prometheus.Counter {
 	return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 }
@@ -92,7 +105,12 @@ func gauges(name, help string, labels ...string) *prometheus.GaugeVec {
 }
 
 func histograms(name, help string, labels ...string) *prometheus.HistogramVec {
-	return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: durations()}, labels)
+	return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: name, Help: help, Buckets: durations(),
+		NativeHistogramBucketFactor:     nativeFactor,
+		NativeHistogramMaxBucketNumber:  nativeBuckets,
+		NativeHistogramMinResetDuration: nativeReset,
+	}, labels)
 }
 
 // seconds is a time as Prometheus spells it.

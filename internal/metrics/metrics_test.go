@@ -27,22 +27,25 @@ func newMetrics() *Metrics {
 // exercised returns Metrics that have reported everything there is to report.
 func exercised() *Metrics {
 	m := newMetrics()
+	m.Arrived()
 	m.Request("Encrypt", codes.OK, 30*time.Microsecond)
 	m.Request("Decrypt", codes.Unavailable, time.Second)
 	m.InFlight(2)
 	m.InFlight(-1)
 	m.Refused(65534)
+	m.TooMany()
 	m.Panic()
 	m.CacheRequest("hit")
 	m.CacheEviction("revoked")
-	m.Opened("r/00/000000")
-	m.Opened("r/00/000000")
+	m.Opened(primaryID())
+	m.Opened(primaryID())
 	m.Breaker(true)
 	m.Rotated(nil)
 	m.Renewed(errors.New("no"))
 	m.HSMOperation("unwrap", "ok", 2*time.Millisecond)
 	m.HSMWorkerRestart("died")
-	m.HSMSessions(3, 1)
+	m.HSMWorkerStartFailed("token")
+	m.HSMSessions(3, 4, 1)
 	m.HSMLatched(true)
 	m.HealthChanged("starting", "ready")
 	m.HealthSucceeded(now)
@@ -50,9 +53,13 @@ func exercised() *Metrics {
 	m.CollectSeeds(func() Seeds {
 		return Seeds{Cached: 5, Capacity: 4096, Waiting: 2, Remembered: 1, Created: now, Uses: 7, DirectUses: 9}
 	})
+	m.CollectGrace(func() time.Time { return now })
 	m.CollectLog(func() uint64 { return 11 })
 	return m
 }
+
+// primaryID is the key_id of testRing's primary.
+func primaryID() string { return kek.KeyID("r", "b", kek.CheckValue{}) }
 
 func testRing() *kek.Ring {
 	key := func(id kek.ID, s kek.State, activation time.Time) kek.Info {
@@ -90,14 +97,19 @@ func expect(t *testing.T, m *Metrics, name string, want ...string) {
 
 func TestValues(t *testing.T) {
 	m := exercised()
-	hash := kek.KeyIDHash("r/00/000000")
+	hash := kek.KeyIDHash(primaryID())
 	expect(t, m, "kekd_build_info", "{go_version=go1.26,revision=abc,version=v1} 1")
 	expect(t, m, "kekd_grpc_requests_total",
 		"{code=OK,method=Decrypt} 0", "{code=OK,method=Encrypt} 1", "{code=OK,method=Status} 0", "{code=Unavailable,method=Decrypt} 1")
 	expect(t, m, "kekd_grpc_request_duration_seconds",
 		"{method=Decrypt} 1 in 1", "{method=Encrypt} 1 in 3e-05", "{method=Status} 0 in 0")
+	expect(t, m, "kekd_grpc_requests_arrived_total", "{} 1")
 	expect(t, m, "kekd_grpc_requests_in_flight", "{} 1")
 	expect(t, m, "kekd_callers_refused_total", "{} 1")
+	expect(t, m, "kekd_connections_refused_total", "{} 1")
+	expect(t, m, "kekd_coasting_ends_timestamp_seconds", "{} 1.7935886455e+09")
+	expect(t, m, "kekd_hsm_sessions_limit", "{} 4")
+	expect(t, m, "kekd_hsm_worker_start_failures_total", "{reason=pin} 0", "{reason=setup} 0", "{reason=token} 1")
 	expect(t, m, "kekd_panics_total", "{} 1")
 	expect(t, m, "kekd_seed_cache_requests_total", "{result=hit} 1", "{result=miss} 0", "{result=remembered} 0")
 	expect(t, m, "kekd_seed_cache_evictions_total", "{reason=closed} 0", "{reason=doubted} 0", "{reason=revoked} 1", "{reason=room} 0")
@@ -236,7 +248,7 @@ func TestConcurrentUse(t *testing.T) {
 	for range 4 {
 		wg.Go(func() {
 			for range 50 {
-				m.Opened("r/00/000000")
+				m.Opened(primaryID())
 				m.Request("Encrypt", codes.OK, time.Microsecond)
 				m.HealthChanged("ready", "coasting")
 				m.SetRing(testRing())
@@ -247,7 +259,7 @@ func TestConcurrentUse(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	expect(t, m, "kekd_decrypts_total", "{key_id_hash="+kek.KeyIDHash("r/00/000000")+"} 202")
+	expect(t, m, "kekd_decrypts_total", "{key_id_hash="+kek.KeyIDHash(primaryID())+"} 202")
 }
 
 func BenchmarkRequest(b *testing.B) {

@@ -8,10 +8,12 @@ import (
 )
 
 type pluginMetrics struct {
+	arrived   prometheus.Counter
 	requests  *prometheus.CounterVec
 	durations *prometheus.HistogramVec
 	inFlight  prometheus.Gauge
 	refused   prometheus.Counter
+	tooMany   prometheus.Counter
 	panics    prometheus.Counter
 
 	// byMethod keeps what a request that succeeds adds to, so that it costs no hash
@@ -27,6 +29,8 @@ type methodMetrics struct {
 
 func newPluginMetrics() pluginMetrics {
 	p := pluginMetrics{
+		arrived: counter("kekd_grpc_requests_arrived_total",
+			"Requests whose headers came. Those that kekd_grpc_requests_total never counts were turned away by gRPC itself (unknown method, too large, undecodable) or given up by their client."),
 		requests: counters("kekd_grpc_requests_total",
 			"KMS v2 requests that ended, by method and gRPC code.", "method", "code"),
 		durations: histograms("kekd_grpc_request_duration_seconds",
@@ -35,6 +39,8 @@ func newPluginMetrics() pluginMetrics {
 			"Encrypt and Decrypt requests that are being served."),
 		refused: counter("kekd_callers_refused_total",
 			"Connections closed because the caller's user id is not in socket.allowedUIDs."),
+		tooMany: counter("kekd_connections_refused_total",
+			"Connections of allowed callers closed because 1,024 were open."),
 		panics: counter("kekd_panics_total",
 			"Requests that ended in a panic; each is a bug."),
 		byMethod: make(map[string]methodMetrics),
@@ -49,8 +55,11 @@ func newPluginMetrics() pluginMetrics {
 }
 
 func (p *pluginMetrics) all() []prometheus.Collector {
-	return []prometheus.Collector{p.requests, p.durations, p.inFlight, p.refused, p.panics}
+	return []prometheus.Collector{p.arrived, p.requests, p.durations, p.inFlight, p.refused, p.tooMany, p.panics}
 }
+
+// Arrived implements plugin.Observer.
+func (m *Metrics) Arrived() { m.plugin.arrived.Inc() }
 
 // Request implements plugin.Observer.
 func (m *Metrics) Request(method string, code codes.Code, elapsed time.Duration) {
@@ -74,6 +83,9 @@ func (m *Metrics) InFlight(delta int) { m.plugin.inFlight.Add(float64(delta)) }
 // Refused implements plugin.Observer. The uid is in the log: any process of the
 // node could make a time series of its own.
 func (m *Metrics) Refused(uint32) { m.plugin.refused.Inc() }
+
+// TooMany implements plugin.Observer.
+func (m *Metrics) TooMany() { m.plugin.tooMany.Inc() }
 
 // Panic implements plugin.Observer.
 func (m *Metrics) Panic() { m.plugin.panics.Inc() }

@@ -39,6 +39,11 @@ func newRingCollector(clock func() time.Time) *ringCollector { return &ringColle
 // SetRing reports the ring as it was just read off the token.
 func (m *Metrics) SetRing(r *kek.Ring) {
 	m.ring.latest.Store(&ringReading{ring: r, at: m.ring.clock()})
+	onRing := make(map[string]bool, len(r.Keys))
+	for _, k := range r.Keys {
+		onRing[k.KeyID()] = true
+	}
+	m.cache.forget(onRing)
 }
 
 // Describe implements prometheus.Collector.

@@ -27,7 +27,8 @@ type watch struct{}
 
 func (watch) HSMOperation(string, string, time.Duration) {}
 func (watch) HSMWorkerRestart(string)                    {}
-func (watch) HSMSessions(int, int)                       {}
+func (watch) HSMWorkerStartFailed(string)                {}
+func (watch) HSMSessions(int, int, int)                  {}
 func (watch) HSMLatched(bool)                            {}
 
 // Every field of the configuration that package hsm has arrives there.
