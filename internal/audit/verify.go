@@ -371,7 +371,10 @@ func (w *walker) begin(n int, r *Record) {
 		w.problem(Truncated, name, n, w.seq+1,
 			"the file before ends at sequence %d, this one follows sequence %d: the other's end is missing, or one of them was replaced", w.seq, r.Seq-1)
 	}
-	w.previous, w.seq, w.blind = previous, r.Seq-1, false
+	if !w.started || previous != w.previous {
+		w.seq = r.Seq - 1
+	}
+	w.previous, w.blind = previous, false
 }
 
 // follow checks that a line follows from the one before.

@@ -14,6 +14,7 @@ type Config struct {
 	Seeds   Seeds   `yaml:"seeds"`
 	Health  Health  `yaml:"health"`
 	Log     Log     `yaml:"log"`
+	Audit   Audit   `yaml:"audit"`
 	// StateDir is the directory, absolute, where kekd remembers what must survive a
 	// restart: the newest key it published, a latched PIN, the use counts of direct
 	// mode. It is made with mode 0700 if it is missing. No key, seed or PIN
@@ -173,6 +174,62 @@ type Log struct {
 	Format string `yaml:"format"`
 }
 
+// Audit says where operations with the keys are put on record, see audit.md.
+type Audit struct {
+	// Dir is the directory, absolute, of the audit trail. kekd and kekctl write a
+	// chain of files each. It is made with mode 0750 if it is missing, and must be
+	// writable by nobody but its owner. Empty turns the trail off.
+	Dir string `yaml:"dir"`
+	// OnFailure is one of continue (what cannot be written is lost, counted, and the
+	// trail says so later) and block (no Encrypt or Decrypt is answered before it is
+	// in the file, and none while it cannot be; kekctl changes nothing then).
+	OnFailure AuditPolicy `yaml:"onFailure"`
+	// WarmDecrypts is one of all (a record for each) and aggregate (the Decrypts that
+	// were served from memory are added up by caller and key until the next
+	// checkpoint).
+	WarmDecrypts WarmDecrypts `yaml:"warmDecrypts"`
+	// CheckpointEvery is how often the trail is signed by the audit key on the token,
+	// 1s to 1h. What was not signed yet could be cut off unnoticed.
+	CheckpointEvery time.Duration `yaml:"checkpointEvery"`
+	// CheckpointRecords signs the trail earlier, after so many records, 10 to 50000.
+	CheckpointRecords int `yaml:"checkpointRecords"`
+	// MaxFileSize is the size in bytes at which a file ends, 1048576 to 1073741824.
+	MaxFileSize int `yaml:"maxFileSize"`
+	// MaxFiles is how many files of a chain are kept, 2 to 100000; 0 keeps all.
+	MaxFiles int `yaml:"maxFiles"`
+	// MaxAge is how long after its last record a file is kept, 1h to 87600h; 0s keeps
+	// all.
+	MaxAge time.Duration `yaml:"maxAge"`
+	// Forward is where each line goes besides the file, as far as it is taken there:
+	// one of none, syslog (the datagram socket /dev/log) and journald.
+	Forward Forward `yaml:"forward"`
+}
+
+// AuditPolicy is a choice of audit.onFailure.
+type AuditPolicy string
+
+const (
+	AuditContinue AuditPolicy = "continue"
+	AuditBlock    AuditPolicy = "block"
+)
+
+// WarmDecrypts is a choice of audit.warmDecrypts.
+type WarmDecrypts string
+
+const (
+	WarmAll       WarmDecrypts = "all"
+	WarmAggregate WarmDecrypts = "aggregate"
+)
+
+// Forward is a choice of audit.forward.
+type Forward string
+
+const (
+	ForwardNone     Forward = "none"
+	ForwardSyslog   Forward = "syslog"
+	ForwardJournald Forward = "journald"
+)
+
 // Mechanism is a choice of hsm.mechanism.
 type Mechanism string
 
@@ -230,7 +287,16 @@ func Default() Config {
 			ProbeInterval: 10 * time.Second,
 			OutageGrace:   10 * time.Minute,
 		},
-		Log:      Log{Level: "info", Format: "json"},
+		Log: Log{Level: "info", Format: "json"},
+		Audit: Audit{
+			OnFailure:         AuditContinue,
+			WarmDecrypts:      WarmAll,
+			CheckpointEvery:   time.Minute,
+			CheckpointRecords: 1000,
+			MaxFileSize:       64 << 20,
+			MaxFiles:          100,
+			Forward:           ForwardNone,
+		},
 		StateDir: "/var/lib/kekd",
 	}
 }

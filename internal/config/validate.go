@@ -45,8 +45,27 @@ func (c Config) problems() Problems {
 	within(&v, "health.outageGrace", c.Health.OutageGrace, 0, 24*time.Hour)
 	oneOf(&v, "log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf(&v, "log.format", c.Log.Format, "json", "console")
+	v.audit(c.Audit)
 	v.path("stateDir", c.StateDir)
 	return v.problems
+}
+
+func (v *validator) audit(a Audit) {
+	if a.Dir != "" {
+		v.path("audit.dir", a.Dir)
+	}
+	oneOf(v, "audit.onFailure", a.OnFailure, AuditContinue, AuditBlock)
+	oneOf(v, "audit.warmDecrypts", a.WarmDecrypts, WarmAll, WarmAggregate)
+	within(v, "audit.checkpointEvery", a.CheckpointEvery, time.Second, time.Hour)
+	within(v, "audit.checkpointRecords", a.CheckpointRecords, 10, 50000)
+	within(v, "audit.maxFileSize", a.MaxFileSize, 1<<20, 1<<30)
+	if a.MaxFiles != 0 {
+		within(v, "audit.maxFiles", a.MaxFiles, 2, 100000)
+	}
+	if a.MaxAge != 0 {
+		within(v, "audit.maxAge", a.MaxAge, time.Hour, 87600*time.Hour)
+	}
+	oneOf(v, "audit.forward", a.Forward, ForwardNone, ForwardSyslog, ForwardJournald)
 }
 
 // validator collects problems.

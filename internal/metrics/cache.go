@@ -75,16 +75,25 @@ func (m *Metrics) CacheEviction(reason string) {
 
 // Opened implements keycache.Observer. The key must be on the ring.
 func (m *Metrics) Opened(keyID string) {
-	c, ok := m.cache.opened.Load(keyID)
-	if !ok {
-		c, _ = m.cache.opened.LoadOrStore(keyID, m.cache.decrypts.WithLabelValues(kek.KeyIDHash(keyID)))
-	}
-	c.(prometheus.Counter).Inc()
+	m.cache.counter(keyID).Inc()
 }
 
-// forget drops the counters of the keys that are not on the ring any more. A request
+// counter is the one that counts the Decrypts under a key_id.
+func (c *cacheMetrics) counter(keyID string) prometheus.Counter {
+	n, ok := c.opened.Load(keyID)
+	if !ok {
+		n, _ = c.opened.LoadOrStore(keyID, c.decrypts.WithLabelValues(kek.KeyIDHash(keyID)))
+	}
+	return n.(prometheus.Counter)
+}
+
+// keep has a counter for each key on the ring, so that an idle one shows as such, and
+// drops those of the keys that are not on it any more. A request
 // under way may still count for one; it is forgotten at the next look.
-func (c *cacheMetrics) forget(onRing map[string]bool) {
+func (c *cacheMetrics) keep(onRing map[string]bool) {
+	for id := range onRing {
+		c.counter(id)
+	}
 	c.opened.Range(func(keyID, _ any) bool {
 		if id := keyID.(string); !onRing[id] {
 			c.opened.Delete(id)

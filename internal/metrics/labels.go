@@ -1,6 +1,10 @@
 package metrics
 
-import "slices"
+import (
+	"slices"
+
+	"google.golang.org/grpc/codes"
+)
 
 // other stands for a label's value that is not on its list.
 const other = "other"
@@ -9,12 +13,14 @@ const other = "other"
 // their meaning; here they only keep the number of time series bounded.
 var (
 	methods       = []string{"Status", "Encrypt", "Decrypt"}
+	failures      = []codes.Code{codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Internal}
 	hsmOperations = []string{
 		"load", "login", "keys", "create", "prove", "probe", "wrap", "unwrap", "set-use", "destroy",
-		"import-state", "import-begin", "import", "import-abort", "evidence", "close",
+		"import-state", "import-begin", "import", "import-abort", "evidence", "audit-keys", "audit-create", "audit-sign", "close",
 	}
 	hsmResults     = []string{"ok", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup", "timeout", "canceled", "unavailable"}
 	restartReasons = []string{"died", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup"}
+	auditParts     = []string{"write", "sign", "forward", "trail"}
 	cacheResults   = []string{"hit", "miss", "remembered"}
 	evictions      = []string{"room", "revoked", "doubted", "closed"}
 )

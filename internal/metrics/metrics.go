@@ -20,6 +20,7 @@ type Metrics struct {
 	health healthMetrics
 	ring   *ringCollector
 	looks  ringMetrics
+	audit  auditMetrics
 }
 
 // New makes the metrics and registers them in a registry of their own, together
@@ -33,6 +34,7 @@ func New(build version.Info, clock func() time.Time) *Metrics {
 		health:   newHealthMetrics(),
 		ring:     newRingCollector(clock),
 		looks:    newRingMetrics(),
+		audit:    newAuditMetrics(),
 	}
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "kekd_build_info",
@@ -49,6 +51,7 @@ func New(build version.Info, clock func() time.Time) *Metrics {
 	m.registry.MustRegister(m.hsm.all()...)
 	m.registry.MustRegister(m.health.all()...)
 	m.registry.MustRegister(m.looks.all()...)
+	m.registry.MustRegister(m.audit.all()...)
 	m.HealthChanged("", string(health.Starting))
 	return m
 }

@@ -46,6 +46,11 @@ func newPluginMetrics() pluginMetrics {
 		byMethod: make(map[string]methodMetrics),
 	}
 	for _, method := range methods {
+		// A counter that appears with its first failure hides it: Prometheus sees no
+		// increase from nothing to one.
+		for _, code := range failures {
+			p.requests.WithLabelValues(method, code.String())
+		}
 		p.byMethod[method] = methodMetrics{
 			ok:       p.requests.WithLabelValues(method, codes.OK.String()),
 			duration: p.durations.WithLabelValues(method),

@@ -43,7 +43,7 @@ func (m *Metrics) SetRing(r *kek.Ring) {
 	for _, k := range r.Keys {
 		onRing[k.KeyID()] = true
 	}
-	m.cache.forget(onRing)
+	m.cache.keep(onRing)
 }
 
 // Describe implements prometheus.Collector.
