@@ -94,7 +94,7 @@ func unit(name string) string {
 // examples has a query for each metric. e2e/watch asks a real Prometheus each of
 // them, as docs/metrics.md has it.
 var examples = map[string]string{
-	"kekd_audit_failing":                           `max by (node, part) (kekd_audit_failing) == 1`,
+	"kekd_audit_failing":                           `kekd_audit_failing == 1`,
 	"kekd_audit_last_checkpoint_sequence":          `kekd_audit_last_checkpoint_sequence`,
 	"kekd_audit_last_checkpoint_timestamp_seconds": `time() - kekd_audit_last_checkpoint_timestamp_seconds`,
 	"kekd_audit_records_lost_total":                `increase(kekd_audit_records_lost_total[1h])`,
