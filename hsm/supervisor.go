@@ -265,7 +265,10 @@ func (s *supervisor) prepare(ctx context.Context, p *process, pin []byte) error 
 		secret = nil
 	}
 	var login wire.LoginReply
-	if _, err := p.call(ctx, wire.OpLogin, wire.LoginRequest{Required: token.LoginRequired}, secret, &login); err != nil {
+	asked := time.Now()
+	_, err := p.call(ctx, wire.OpLogin, wire.LoginRequest{Required: token.LoginRequired}, secret, &login)
+	s.cfg.Observer.HSMOperation(wire.OpLogin.String(), resultOf(err), time.Since(asked))
+	if err != nil {
 		if errors.Is(err, kek.ErrPIN) {
 			return s.latch.set(token, pin, s.cfg.PIN.String(), err)
 		}

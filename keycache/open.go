@@ -31,6 +31,9 @@ func (s *Sealer) Open(ctx context.Context, sealed kek.Sealed) ([]byte, error) {
 	if err := s.findKey(ctx, e.id); err != nil {
 		return nil, fmt.Errorf("open: %w", err)
 	}
+	if s.cfg.Mode == Direct || e.scheme == schemeDirect {
+		kek.NoteSource(ctx, kek.FromHSM)
+	}
 	open := s.openSeeded
 	if e.scheme == schemeDirect {
 		open = s.openDirect
@@ -87,11 +90,13 @@ func (k *oneTimeKey) from(salt []byte) func(secret.Bytes) {
 // that order. It returns the seed's entry, nil for the seed in use.
 func (s *Sealer) deriveCached(ctx context.Context, e *envelope, key *oneTimeKey) (*seedEntry, error) {
 	if c := s.current.Load(); c.made(e) && c.slot.View(key.from(e.salt)) {
+		kek.NoteSource(ctx, kek.FromSeed)
 		s.cfg.Observer.CacheRequest(CacheHit)
 		return nil, nil
 	}
 	d := seedDigest(e)
 	if entry := s.seeds.get(d); entry != nil && entry.View(key.from(e.salt)) {
+		kek.NoteSource(ctx, kek.FromCache)
 		s.cfg.Observer.CacheRequest(CacheHit)
 		return entry, nil
 	}
@@ -99,6 +104,7 @@ func (s *Sealer) deriveCached(ctx context.Context, e *envelope, key *oneTimeKey)
 		s.cfg.Observer.CacheRequest(CacheRemembered)
 		return nil, fmt.Errorf("not asked again so soon: %w", err)
 	}
+	kek.NoteSource(ctx, kek.FromHSM)
 	s.cfg.Observer.CacheRequest(CacheMiss)
 	// A seed can leave the cache between its flight and us, if the cache is
 	// small and very busy. Then it is fetched again, but not for ever.

@@ -27,10 +27,11 @@ func (s *Sealer) Seal(ctx context.Context, plaintext []byte) (kek.Sealed, error)
 		if c.revoked {
 			return kek.Sealed{}, fmt.Errorf("seal: the key was taken back: %w", kek.ErrRevoked)
 		}
-		seal := s.sealSeeded
+		seal, source := s.sealSeeded, kek.FromSeed
 		if s.cfg.Mode == Direct {
-			seal = s.sealDirect
+			seal, source = s.sealDirect, kek.FromHSM
 		}
+		kek.NoteSource(ctx, source)
 		ciphertext, err := seal(ctx, c, plaintext)
 		if errors.Is(err, errReleased) {
 			continue // what is published has just changed, or is about to

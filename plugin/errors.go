@@ -82,6 +82,9 @@ var failures = [...]failure{
 
 // classify finds an error's class. What fits none is a bug.
 func classify(err error) failure {
+	if _, ok := errors.AsType[*auditError](err); ok {
+		return failure{name: "audit", code: codes.Unavailable, text: "the audit trail cannot be written", level: zapcore.ErrorLevel}
+	}
 	for _, f := range failures {
 		if errors.Is(err, f.class) {
 			f.level = zapcore.WarnLevel

@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	kmsapi "k8s.io/kms/apis/v2"
+
+	"kekd/internal/kek"
 )
 
 const (
@@ -34,7 +36,8 @@ type guard struct {
 	observer Observer
 	clock    func() time.Time
 	throttle *throttle
-	max      int64 // Encrypts and Decrypts at once
+	auditor  Auditor // nil for none
+	max      int64   // Encrypts and Decrypts at once
 
 	inFlight atomic.Int64
 }
@@ -43,8 +46,17 @@ type guard struct {
 func (g *guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	start := g.clock()
 	method := strings.TrimPrefix(info.FullMethod, methodPrefix)
+	var sourced *kek.Sourced
+	if g.auditor != nil && method != methodStatus {
+		sourced = &kek.Sourced{Context: ctx}
+		ctx = sourced
+	}
 	resp, err := g.serve(ctx, req, method, handler)
 	elapsed := g.clock().Sub(start)
+	if sourced != nil {
+		err = g.record(sourced, method, req, resp, err, elapsed)
+		elapsed = g.clock().Sub(start) // the client waits for the record too
+	}
 	if err != nil {
 		return nil, g.fail(method, req, err, elapsed)
 	}

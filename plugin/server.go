@@ -60,6 +60,8 @@ type Config struct {
 	Log *zap.Logger
 	// Observer is nil for none.
 	Observer Observer
+	// Auditor is nil for none.
+	Auditor Auditor
 	// Clock times requests and log lines; nil means time.Now. Deadlines run on
 	// the real clock.
 	Clock func() time.Time
@@ -110,7 +112,7 @@ func New(cfg Config) (*Server, error) {
 	lines := newThrottle(cfg.Clock)
 	g := &guard{
 		log: cfg.Log, observer: cfg.Observer, clock: cfg.Clock, throttle: lines,
-		max: int64(cfg.MaxInFlight),
+		auditor: cfg.Auditor, max: int64(cfg.MaxInFlight),
 	}
 	warn := func(class, text string, p PeerInfo) {
 		if ok, dropped := lines.allow(throttleKind{class: class}); ok {
@@ -122,6 +124,9 @@ func New(cfg Config) (*Server, error) {
 		allowed: cfg.AllowedUIDs,
 		refused: func(p PeerInfo) {
 			cfg.Observer.Refused(p.UID)
+			if cfg.Auditor != nil {
+				cfg.Auditor.CallerRefused(p)
+			}
 			warn("peer", "caller refused, its uid is not in socket.allowedUIDs", p)
 		},
 		max: cfg.limits.connections, open: new(atomic.Int64),

@@ -41,6 +41,8 @@ type app struct {
 
 	// began: the command line was understood and the command runs.
 	began bool
+	// command is how the command was called, without its arguments.
+	command string
 }
 
 // note prints to stderr, so that stdout holds data only.
@@ -117,7 +119,7 @@ const hsmTimeout = 90 * time.Second
 type session struct {
 	cfg     config.Config
 	store   *state.Dir
-	token   *hsm.Token
+	token   adminToken
 	primary kek.ID
 	// published is what kekd on this node has published, once ring was called.
 	published hsm.Published
@@ -181,7 +183,9 @@ func (a *app) openAs(change func(*hsm.Config)) (*session, error) {
 		return nil, err
 	}
 	change(&tokenConfig)
-	return &session{cfg: cfg, store: store, token: hsm.New(tokenConfig), primary: primary}, nil
+	token := hsm.New(tokenConfig)
+	trail := &adminTrail{app: a, cfg: cfg, store: store, token: token, log: log}
+	return &session{cfg: cfg, store: store, token: adminToken{token, trail}, primary: primary}, nil
 }
 
 func (s *session) close() { s.token.Close() }

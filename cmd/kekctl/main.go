@@ -89,11 +89,12 @@ func newRoot(a *app) *cobra.Command {
 		Short:         "Administer kekd and its KEKs",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if a.output != "table" && a.output != "json" {
 				return fmt.Errorf("--output: must be table or json, got %q", a.output)
 			}
 			a.began = true
+			a.command = cmd.CommandPath()
 			return nil
 		},
 	}
@@ -106,7 +107,7 @@ func newRoot(a *app) *cobra.Command {
 	addAdminPIN(a, key.PersistentFlags())
 	pin := group("pin", "Deal with a PIN that the token refused", newPINUnlatch(a))
 	cfg := group("config", "Work on the configuration", newConfigCheck(a))
-	root.AddCommand(key, pin, cfg, newStatus(a), newDoctor(a), newInventory(a), newRotate(a), newRewrap(a), newRevoke(a), newVerify(a), newVersion(a))
+	root.AddCommand(key, pin, cfg, newAudit(a), newStatus(a), newDoctor(a), newInventory(a), newRotate(a), newRewrap(a), newRevoke(a), newVerify(a), newVersion(a))
 	return root
 }
 

@@ -5,8 +5,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 
 	"kekd/hsm"
+	"kekd/internal/audit"
 	"kekd/internal/config"
 	"kekd/internal/state"
 )
@@ -33,6 +35,12 @@ func (a *app) pinUnlatch() error {
 	if err != nil {
 		return err
 	}
+	trail := &adminTrail{app: a, cfg: cfg, store: store, log: zap.NewNop()}
+	return trail.do(audit.Unlatch, "", func() (string, error) { return "", a.unlatch(store) })
+}
+
+// unlatch removes the latches.
+func (a *app) unlatch(store *state.Dir) error {
 	none := true
 	for _, name := range []string{hsm.LatchName, adminLatchName} {
 		var rec hsm.LatchRecord

@@ -13,9 +13,11 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"kekd/hsm"
+	"kekd/hsm/wire"
 	"kekd/internal/config"
 	"kekd/internal/health"
 	"kekd/internal/httpapi"
+	"kekd/internal/kek"
 	"kekd/internal/logging"
 	"kekd/internal/metrics"
 	"kekd/internal/rotation"
@@ -32,6 +34,9 @@ import (
 // gives a pod 30 seconds.
 const drainTime = 10 * time.Second
 
+// closeTrail is how long the last signature of the audit trail may take.
+const closeTrail = 5 * time.Second
+
 // probeTimeout is when a probe has failed, at the latest: kube-apiserver would
 // not have waited longer either.
 const probeTimeout = 5 * time.Second
@@ -46,11 +51,13 @@ type daemon struct {
 	cfg     config.Config
 	log     *zap.Logger
 	metrics *metrics.Metrics
+	store   *state.Dir
 	token   *hsm.Token
 	sealer  *keycache.Sealer
 	monitor *health.Monitor
 	prober  *health.Prober
 	watcher *rotation.Watcher
+	trail   *trail
 	server  *plugin.Server
 	socket  *plugin.Socket
 	http    net.Listener // nil when it is turned off
@@ -112,6 +119,7 @@ func assemble(ctx context.Context, cfg config.Config, loggers logging.Loggers) (
 	if err != nil {
 		return nil, err
 	}
+	d.store = store
 	// The socket comes first of all that takes time: a client that finds no
 	// listener backs off for up to two minutes.
 	if d.socket, err = plugin.Listen(cfg.Socket.Path); err != nil {
@@ -137,6 +145,10 @@ func assemble(ctx context.Context, cfg config.Config, loggers logging.Loggers) (
 		return nil, err
 	}
 	d.token = hsm.New(tokenConfig)
+	if d.trail, err = openTrail(cfg, d.token, store, loggers.Log, d.metrics); err != nil {
+		return nil, err
+	}
+	watch.trail = d.trail
 	if d.sealer, err = d.newSealer(store, watch); err != nil {
 		return nil, err
 	}
@@ -160,7 +172,7 @@ func assemble(ctx context.Context, cfg config.Config, loggers logging.Loggers) (
 	}
 	d.watcher, err = rotation.New(rotation.Config{
 		Ring: cfg.KeyRing.Label, Primary: primary, Policy: cfg.KeyRing.Policy, Refresh: cfg.KeyRing.Refresh, Timeout: 2 * cfg.HSM.CallTimeout,
-		Token: d.token, Sealer: d.sealer, Health: d.monitor, Memory: store, Observer: d.metrics,
+		Token: auditedToken{d.token, d.trail}, Sealer: d.sealer, Health: auditedHealth{d.monitor, d.trail}, Memory: store, Observer: watch,
 		Clock: now, Logger: loggers.Log.Named("ring"), Audit: loggers.Audit,
 	})
 	if err != nil {
@@ -169,7 +181,7 @@ func assemble(ctx context.Context, cfg config.Config, loggers logging.Loggers) (
 	d.server, err = plugin.New(plugin.Config{
 		Sealer: d.sealer, Health: d.monitor, AllowedUIDs: cfg.Socket.AllowedUIDs,
 		MaxInFlight: cfg.Socket.MaxInFlight, RequestTimeout: cfg.Socket.RequestTimeout,
-		Log: loggers.Log.Named("plugin"), Observer: d.metrics,
+		Log: loggers.Log.Named("plugin"), Observer: d.metrics, Auditor: d.trail.auditor(),
 	})
 	return d, err
 }
@@ -191,7 +203,7 @@ func (d *daemon) newSealer(store *state.Dir, watch keycache.Observer) (*keycache
 		CacheSize: cfg.Seeds.CacheSize, LockMemory: cfg.Seeds.LockMemory, Observer: watch, DirectUses: uses,
 		Clock: now,
 		Look:  func(ctx context.Context) error { return d.watcher.Look(ctx) }, // which is there once requests are
-	}, d.token)
+	}, auditedToken{d.token, d.trail})
 }
 
 // abandon frees what assemble has bound before it failed.
@@ -205,6 +217,9 @@ func (d *daemon) abandon() error {
 	}
 	if d.sealer != nil {
 		err = errors.Join(err, d.sealer.Close())
+	}
+	if d.trail != nil {
+		err = errors.Join(err, d.trail.close(context.Background())) // which was not started
 	}
 	return err
 }
@@ -221,7 +236,7 @@ func (d *daemon) probe(ctx context.Context) error {
 	if !ok {
 		return errNothingToProbe
 	}
-	return d.token.Probe(ctx, c.ID, c.Mechanism)
+	return auditedToken{d.token, d.trail}.Probe(ctx, c.ID, c.Mechanism)
 }
 
 var errNothingToProbe = errors.New("no KEK is in use, so none is probed")
@@ -230,6 +245,7 @@ var errNothingToProbe = errors.New("no KEK is in use, so none is probed")
 // new requests, those in flight drained, then the background work, the seeds
 // wiped, the token closed, and the health endpoint last.
 func (d *daemon) run(ctx context.Context) error {
+	d.trail.start(d.cfg, d.store, d.log)
 	httpContext, stopHTTP := context.WithCancel(context.WithoutCancel(ctx))
 	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopHTTP()
@@ -270,6 +286,13 @@ func (d *daemon) run(ctx context.Context) error {
 	stopBackground()
 	_ = work.Wait() // its parts return no errors
 	wiped := d.sealer.Close()
+	// The end of the trail is signed by the token. Nobody is served meanwhile, and
+	// what can't be signed now is told by the next start.
+	last, cancelLast := context.WithTimeout(context.WithoutCancel(ctx), closeTrail)
+	defer cancelLast()
+	if err := d.trail.close(last); err != nil {
+		d.log.Warn("the audit trail ends without a signature", zap.Error(err))
+	}
 	d.token.Close()
 	stopHTTP()
 	return errors.Join(parts.Wait(), wiped, d.unlock())
@@ -294,8 +317,24 @@ func (d *daemon) notify(err error) {
 // right again, so that the health does not lag behind by a probe's interval.
 type observer struct {
 	*metrics.Metrics
-	// prober is set before anything runs.
+	// prober and trail are set before anything runs.
 	prober *health.Prober
+	trail  *trail
+}
+
+// HSMOperation implements hsm.Observer. Logins are put on record, for nobody asks for
+// one: a worker that starts does them.
+func (o *observer) HSMOperation(op, result string, elapsed time.Duration) {
+	o.Metrics.HSMOperation(op, result, elapsed)
+	if op == wire.OpLogin.String() {
+		o.trail.login(result, elapsed)
+	}
+}
+
+// SetRing implements rotation.Observer.
+func (o *observer) SetRing(r *kek.Ring) {
+	o.Metrics.SetRing(r)
+	o.trail.sawRing(r)
 }
 
 // Breaker implements keycache.Observer.

@@ -65,6 +65,7 @@ func Conformance(t *testing.T, make func(t *testing.T) *Fixture) {
 		{"import", importKeys},
 		{"import of what is no AES-256 key of its owner", importRefused},
 		{"import with an HMAC key", importWithHMAC},
+		{"audit keys", auditKeys},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, make(t)) })
 	}

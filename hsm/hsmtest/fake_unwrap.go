@@ -24,6 +24,10 @@ func (f *Fake) GenerateKeyPair(s pkcs11.SessionHandle, _ uint, public, private [
 	if err := f.session("C_GenerateKeyPair", s); err != nil {
 		return 0, 0, err
 	}
+	// For RSA alone: the fake has no ECDSA.
+	if _, ok := attributesOf(public)[pkcs11.CKA_MODULUS_BITS]; !ok {
+		return 0, 0, fail("C_GenerateKeyPair", pkcs11.CKR_MECHANISM_INVALID)
+	}
 	bits := binary.NativeEndian.Uint64(attributesOf(public)[pkcs11.CKA_MODULUS_BITS])
 	key, err := rsa.GenerateKey(rand.Reader, int(bits))
 	if err != nil {

@@ -92,7 +92,7 @@ func NewOpencryptoki(t *testing.T) *Opencryptoki {
 	o.Fixture = fixture(t, modules[0], label, "123456")
 	o.Config.Command = func() *exec.Cmd { return o.command(self, worker.Arg) }
 	o.Mechanisms = []kek.Mechanism{kek.CBCHMAC}
-	o.ImportMethods, o.SizeTold = []wire.ImportMethod{wire.RSAOAEP}, true
+	o.ImportMethods, o.SizeTold, o.NoECDSA = []wire.ImportMethod{wire.RSAOAEP}, true, true
 	o.Hashes = []wire.OAEPHash{wire.SHA256, wire.SHA1}
 	o.Locks = true
 	initToken := func(t *testing.T, slot int) {

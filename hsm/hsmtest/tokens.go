@@ -42,6 +42,8 @@ type Fixture struct {
 	ImportMethods []wire.ImportMethod
 	Hashes        []wire.OAEPHash
 	SizeTold      bool
+	// NoECDSA: the token has no elliptic curves, so audit keys are for HMAC.
+	NoECDSA bool
 	// WrappingKey puts an AES key that may unwrap on the token; nil where the token
 	// does not unwrap by AES. It must be called from one test at a time.
 	WrappingKey func(t *testing.T, id kek.ID, value []byte)
@@ -163,7 +165,7 @@ func NewFake(t *testing.T, change func(*FakeToken)) *Fixture {
 	must(t, WriteFake(path, token))
 	f := fixture(t, path, token.Label, token.PIN)
 	f.Mechanisms = []kek.Mechanism{kek.GCMCallerIV, kek.KWP, kek.CBCHMAC}
-	f.Locks = true
+	f.Locks, f.NoECDSA = true, true
 	f.ImportMethods, f.Hashes, f.SizeTold = wire.ImportMethods(), []wire.OAEPHash{wire.SHA256, wire.SHA1}, true
 	f.WrappingKey = func(t *testing.T, id kek.ID, value []byte) {
 		t.Helper()

@@ -52,6 +52,9 @@ const (
 	OpImport
 	OpImportAbort
 	OpEvidence
+	OpAuditKeys
+	OpAuditCreate
+	OpAuditSign
 	OpClose
 	ReplyOK
 	ReplyError
@@ -60,7 +63,7 @@ const (
 // String returns the operation as logs and metrics spell it.
 func (k Kind) String() string {
 	names := [...]string{"", "load", "login", "keys", "create", "prove", "wrap", "unwrap", "set-use", "destroy",
-		"import-state", "import-begin", "import", "import-abort", "evidence", "close", "ok", "error"}
+		"import-state", "import-begin", "import", "import-abort", "evidence", "audit-keys", "audit-create", "audit-sign", "close", "ok", "error"}
 	if int(k) < len(names) && k > 0 {
 		return names[k]
 	}

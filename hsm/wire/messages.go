@@ -274,6 +274,54 @@ type EvidenceReply struct {
 	Keys []Evidence `json:"keys"`
 }
 
+// AuditAlgorithm is how an audit key signs, as kekctl spells it.
+type AuditAlgorithm string
+
+// The algorithms, in the order of preference.
+const (
+	// ECDSAP256 is CKM_ECDSA over P-256 and a SHA-256 that the worker computes.
+	ECDSAP256 AuditAlgorithm = "ecdsa-p256-sha256"
+	// HMACSHA256 is CKM_SHA256_HMAC with a key of 32 bytes.
+	HMACSHA256 AuditAlgorithm = "hmac-sha256"
+)
+
+// AuditAlgorithms lists all algorithms.
+func AuditAlgorithms() []AuditAlgorithm { return []AuditAlgorithm{ECDSAP256, HMACSHA256} }
+
+// AuditKey is a key on the token that signs the audit trail.
+type AuditKey struct {
+	ID        []byte         `json:"id"`
+	Algorithm AuditAlgorithm `json:"algorithm"`
+	// PublicKey is the SubjectPublicKeyInfo in DER; nil for HMAC.
+	PublicKey []byte `json:"publicKey,omitempty"`
+}
+
+// AuditKeysReply lists the audit keys, the oldest first (OpAuditKeys).
+type AuditKeysReply struct {
+	Keys []AuditKey `json:"keys"`
+}
+
+// AuditCreateRequest asks for a new audit key (OpAuditCreate).
+type AuditCreateRequest struct {
+	ID []byte `json:"id"`
+	// Algorithm is empty for the first one that the token has.
+	Algorithm AuditAlgorithm `json:"algorithm,omitempty"`
+}
+
+// AuditSignRequest asks for a signature (OpAuditSign).
+type AuditSignRequest struct {
+	// ID is the audit key's CKA_ID, nil for the newest.
+	ID      []byte `json:"id,omitempty"`
+	Message []byte `json:"message"`
+}
+
+// AuditSignReply is a signature and the key that made it.
+type AuditSignReply struct {
+	Key AuditKey `json:"key"`
+	// Signature is ASN.1 DER for ECDSA, 32 bytes for HMAC.
+	Signature []byte `json:"signature"`
+}
+
 // Class says what an error means for whoever has to act on it.
 type Class uint8
 

@@ -24,11 +24,11 @@ func messages() []any {
 	return []any{
 		new(wire.LoadRequest), new(wire.LoginRequest), new(wire.CreateRequest), new(wire.ProveRequest), new(wire.WrapRequest),
 		new(wire.UnwrapRequest), new(wire.SetUseRequest), new(wire.DestroyRequest), new(wire.ImportBeginRequest),
-		new(wire.ImportRequest), new(wire.ImportAbortRequest),
+		new(wire.ImportRequest), new(wire.ImportAbortRequest), new(wire.AuditCreateRequest), new(wire.AuditSignRequest),
 
 		new(wire.TokenInfo), new(wire.LoginReply), new(wire.KeysReply), new(wire.CreateReply), new(wire.ProveReply),
 		new(wire.WrapReply), new(wire.SetUseReply), new(wire.ImportState), new(wire.WrappingKey), new(wire.EvidenceReply),
-		new(wire.Error),
+		new(wire.AuditKeysReply), new(wire.AuditKey), new(wire.AuditSignReply), new(wire.Error),
 	}
 }
 

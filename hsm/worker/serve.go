@@ -139,6 +139,13 @@ func (w *Worker) dispatch(f wire.Frame) (meta any, sec secret.Bytes, err error) 
 	case wire.OpEvidence:
 		reply, err := w.Evidence()
 		return reply, nil, err
+	case wire.OpAuditKeys:
+		keys, err := w.AuditKeys()
+		return wire.AuditKeysReply{Keys: keys}, nil, err
+	case wire.OpAuditCreate:
+		return decoded(f, w.AuditCreate)
+	case wire.OpAuditSign:
+		return decoded(f, w.AuditSign)
 	case wire.OpWrap:
 		return decoded(f, func(req wire.WrapRequest) (wire.WrapReply, error) { return w.Wrap(req, f.Secret) })
 	case wire.OpUnwrap:

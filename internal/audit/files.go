@@ -115,6 +115,9 @@ func prepareDir(dir string) error {
 	return nil
 }
 
+// ErrLocked: only one process at a time writes a chain.
+var ErrLocked = errors.New("another process writes this audit trail")
+
 // lock takes the chain for this process; it waits for nobody.
 func lock(dir, chain string) (*os.File, error) {
 	name := filepath.Join(dir, chain+".lock")
@@ -125,7 +128,7 @@ func lock(dir, chain string) (*os.File, error) {
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		_ = f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("lock the audit trail: another process writes the chain %q in %s", chain, dir)
+			return nil, fmt.Errorf("%w: the chain %q in %s", ErrLocked, chain, dir)
 		}
 		return nil, fmt.Errorf("lock the audit trail %s: %w", name, err)
 	}

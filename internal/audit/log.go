@@ -129,11 +129,11 @@ type Log struct {
 
 	mu sync.Mutex
 	// Guarded by mu.
-	queue  []Event
-	spare  []Event
-	batch  *batch
-	lost   uint64 // Events that found no room
-	closed bool
+	queue           []Event
+	spare           []Event
+	batch           *batch
+	lost            uint64 // Events that found no room
+	started, closed bool
 	// wake holds one token: there is something to write. hurry holds one: somebody
 	// waits for it, or room becomes scarce.
 	wake, hurry chan struct{}
@@ -145,9 +145,8 @@ type Log struct {
 	w writer // run's alone
 }
 
-// Open continues a chain, or begins one, and puts on record what it finds there. It
-// fails when that can't be read or another process writes it; what can't be written
-// is tried again with each Event.
+// Open finds the end of a chain, or that there is none yet. It fails when that can't
+// be read, or another process writes it. Nothing is written before Start.
 func Open(cfg Config) (_ *Log, err error) {
 	if cfg.create == nil {
 		cfg.create = create
@@ -170,9 +169,16 @@ func Open(cfg Config) (_ *Log, err error) {
 	if err := l.w.look(); err != nil {
 		return nil, errors.Join(err, l.lock.Close())
 	}
-	_ = l.w.ready() // it has told, and is tried again
-	go l.run()
 	return l, nil
+}
+
+// Start begins to write, first what Open found, and to sign. What can't be written is
+// tried again with each Event. Call it once.
+func (l *Log) Start() {
+	l.mu.Lock()
+	l.started = true
+	l.mu.Unlock()
+	go l.run()
 }
 
 // Record takes an Event and returns. It will be written soon; where that is not
@@ -225,15 +231,24 @@ func signal(c chan struct{}) {
 	}
 }
 
-// Close writes what waits, signs the end and closes the chain. When ctx ends first,
+// Close writes what waits, signs the end and closes the chain; without Start it does
+// neither. When ctx ends first,
 // or nothing can sign, the chain ends without a signature, which is its error.
 func (l *Log) Close(ctx context.Context) error {
 	l.mu.Lock()
-	again := l.closed
+	again, started := l.closed, l.started
 	l.closed = true
 	l.mu.Unlock()
-	if !again {
+	switch {
+	case again:
+	case started:
 		l.stop <- ctx
+	default:
+		l.err = l.lock.Close()
+		if l.cfg.Forward != nil {
+			l.err = errors.Join(l.err, l.cfg.Forward.Close())
+		}
+		close(l.done)
 	}
 	<-l.done
 	return l.err
@@ -242,6 +257,7 @@ func (l *Log) Close(ctx context.Context) error {
 // run writes until Close.
 func (l *Log) run() {
 	defer close(l.done)
+	_ = l.w.ready() // it tells, and is tried again
 	tick := time.NewTicker(min(l.cfg.CheckpointEvery, time.Second))
 	defer tick.Stop()
 	pause := time.NewTimer(time.Hour)

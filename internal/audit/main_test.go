@@ -144,6 +144,7 @@ func open(t testing.TB, cfg Config) *Log {
 	t.Helper()
 	l, err := Open(cfg)
 	must(t, err)
+	l.Start()
 	return l
 }
 

@@ -37,15 +37,12 @@ const (
 	// Configure: the configuration differs from that of the run before.
 	Configure = "configure"
 
-	// The rest is what kekctl does.
+	// The rest is what kekctl does; its command stands in the detail.
 	Create      = "create"
-	Rotate      = "rotate"
-	Cancel      = "cancel"
 	Disable     = "disable"
 	Enable      = "enable"
+	Schedule    = "schedule-destruction"
 	Destroy     = "destroy"
-	Restore     = "restore"
-	Purge       = "purge"
 	Import      = "import"
 	ImportBegin = "import-begin"
 	ImportAbort = "import-abort"
@@ -60,8 +57,13 @@ const (
 	FromHSM   = "hsm"
 )
 
-// OK is the Result of what succeeded. Other results are error classes.
-const OK = "ok"
+// The Results that are no error classes.
+const (
+	OK = "ok"
+	// Begun is recorded before what changes the token is done, so that a change whose
+	// end nobody saw is on record too.
+	Begun = "begun"
+)
 
 // Caller is a process on the node, as the kernel tells it.
 type Caller struct {

@@ -480,6 +480,9 @@ func (cfg *Config) sign(ctx context.Context, f file, p Position, id string, c *C
 	if cfg.Signer == nil {
 		return ErrNoKey
 	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("sign the audit trail: %w", err)
+	}
 	s, err := cfg.Signer.Sign(ctx, c.Message(id))
 	if err != nil {
 		return fmt.Errorf("sign the audit trail: %w", err)

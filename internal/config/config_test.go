@@ -70,6 +70,7 @@ keyRing:
 seeds: {mode: direct, maxAge: 720h, maxUses: 4294967296, cacheSize: 1, lockMemory: false}
 health: {probeInterval: 5m, outageGrace: 0s}
 log: {level: debug, format: console}
+audit: {dir: /srv/audit, onFailure: block, warmDecrypts: aggregate, checkpointEvery: 2m, checkpointRecords: 50, maxFileSize: 1048576, maxFiles: 0, maxAge: 48h, forward: journald}
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -90,6 +91,10 @@ log: {level: debug, format: console}
 		Seeds:  Seeds{Mode: ModeDirect, MaxAge: 720 * time.Hour, MaxUses: 1 << 32, CacheSize: 1},
 		Health: Health{ProbeInterval: 5 * time.Minute},
 		Log:    Log{Level: "debug", Format: "console"},
+		Audit: Audit{
+			Dir: "/srv/audit", OnFailure: AuditBlock, WarmDecrypts: WarmAggregate, CheckpointEvery: 2 * time.Minute,
+			CheckpointRecords: 50, MaxFileSize: 1 << 20, MaxAge: 48 * time.Hour, Forward: ForwardJournald,
+		},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("Parse (-want +got):\n%s", diff)
@@ -121,7 +126,7 @@ func TestParseProblems(t *testing.T) {
 		{"second document", "+---\nhsm: {}\n", []string{`a second YAML document begins at line 7; keep one`}},
 		{"trailing garbage", "+---\n}\n", []string{`the file is not valid YAML: line 7: did not find expected node content`}},
 		{"unknown section", "+sockets: {}\n", []string{
-			`sockets: unknown field (line 7); known here: socket, http, hsm, keyRing, seeds, health, log, stateDir`}},
+			`sockets: unknown field (line 7); known here: socket, http, hsm, keyRing, seeds, health, log, audit, stateDir`}},
 		{"unknown field", "+http: {addr: x}\n", []string{`http.addr: unknown field (line 7); known here: address, allowRemote`}},
 		{"wrong case", "+http: {Address: x}\n", []string{`http.Address: unknown field (line 7); known here: address, allowRemote`}},
 		{"set twice", "+log: {level: info, level: warn}\n", []string{`log.level: is set twice, first in line 7 (line 7); keep one`}},

@@ -1,0 +1,207 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"kekd/hsm"
+	"kekd/hsm/wire"
+	"kekd/internal/audit"
+	"kekd/internal/config"
+	"kekd/internal/kek"
+	"kekd/internal/setup"
+	"kekd/internal/state"
+	"kekd/internal/version"
+)
+
+// adminChain is kekctl's chain in audit.dir.
+const adminChain = "kekctl"
+
+const (
+	// trailWait is how long kekctl waits for another kekctl to end its entry.
+	trailWait = 15 * time.Second
+	// trailClose bounds the signature at the end of an entry.
+	trailClose = 15 * time.Second
+)
+
+// adminTrail puts on record what an administrator does. Each change opens, signs and
+// closes the chain by itself, so that a command that runs for long keeps no other one
+// waiting.
+type adminTrail struct {
+	app   *app
+	cfg   config.Config
+	store *state.Dir
+	token *hsm.Token // nil where none can be used: nothing is signed then
+	log   *zap.Logger
+}
+
+// do does something that goes on record, before and after. change returns the key_id
+// if it is known only then.
+func (t *adminTrail) do(operation, keyID string, change func() (string, error)) error {
+	if t.cfg.Audit.Dir == "" {
+		_, err := change()
+		return err
+	}
+	block := t.cfg.Audit.OnFailure == config.AuditBlock
+	event := audit.Event{
+		Operation: operation, KeyID: keyID, Result: audit.Begun, Detail: t.detail(),
+		Caller: audit.Caller{UID: uint32(os.Getuid()), PID: int32(os.Getpid())}, Called: true, //nolint:gosec // G115: as the kernel has them
+	}
+	l, err := t.begin(event)
+	if err != nil {
+		if block {
+			return fmt.Errorf("%w; nothing was done, since audit.onFailure is block", err)
+		}
+		t.app.note("kekctl: warning: this does not go on record: %s", oneLine(err))
+		_, err = change()
+		return err
+	}
+	start := time.Now()
+	id, err := change()
+	if id != "" {
+		event.KeyID = id
+	}
+	event.Time, event.Result, event.Latency = time.Time{}, hsm.ResultOf(err), time.Since(start)
+	// Not by the command's context: what was done goes on record although the
+	// administrator has given up.
+	ctx, cancel := context.WithTimeout(context.Background(), trailClose)
+	defer cancel()
+	written := l.RecordWait(ctx, event)
+	closed := l.Close(ctx)
+	switch {
+	case written != nil:
+		t.app.note("kekctl: warning: how this ended does not go on record: %s", oneLine(written))
+	case errors.Is(closed, audit.ErrNoKey) && t.token != nil:
+		t.app.note("kekctl: warning: the audit trail is not signed: the token has no audit key; kekctl audit key create makes one")
+	case closed != nil && !errors.Is(closed, audit.ErrNoKey):
+		t.app.note("kekctl: warning: the audit trail ends without a signature: %s", oneLine(closed))
+	}
+	return err
+}
+
+// begin opens the chain and puts a first event on record.
+func (t *adminTrail) begin(event audit.Event) (*audit.Log, error) {
+	cfg := setup.Audit(t.cfg.Audit, adminChain, "kekctl "+version.Read().String(), t.token, t.store, t.log, nil)
+	cfg.Aggregate = false
+	// The one signature is that of Close.
+	cfg.CheckpointEvery, cfg.CheckpointRecords = time.Hour, 1<<30
+	if t.token == nil {
+		cfg.Signer = nil
+	}
+	deadline := time.Now().Add(trailWait)
+	for {
+		l, err := audit.Open(cfg)
+		if err == nil {
+			l.Start()
+			ctx, cancel := context.WithTimeout(context.Background(), trailClose)
+			defer cancel()
+			if err = l.RecordWait(ctx, event); err != nil {
+				// Nothing to sign where nothing could be written.
+				ended, end := context.WithCancel(ctx)
+				end()
+				return nil, errors.Join(err, l.Close(ended))
+			}
+			return l, nil
+		}
+		if !errors.Is(err, audit.ErrLocked) || time.Now().After(deadline) {
+			return nil, err
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// detail says which command it is, and who logged in on this session, which the
+// kernel keeps through su and sudo.
+func (t *adminTrail) detail() string {
+	login, err := os.ReadFile("/proc/self/loginuid")
+	if uid := strings.TrimSpace(string(login)); err == nil && uid != "4294967295" { // which is nobody
+		return t.app.command + ", login uid " + uid
+	}
+	return t.app.command
+}
+
+// adminToken is the token with every change on record.
+type adminToken struct {
+	*hsm.Token
+
+	trail *adminTrail
+}
+
+// keyID spells a key_id of which no more is known.
+func (t adminToken) keyID(id kek.ID) string { return t.trail.cfg.KeyRing.Label + "/" + id.String() }
+
+// Create is hsm.Token's.
+func (t adminToken) Create(ctx context.Context, id kek.ID) (key kek.Info, m kek.Mechanism, err error) {
+	err = t.trail.do(audit.Create, t.keyID(id), func() (string, error) {
+		if key, m, err = t.Token.Create(ctx, id); err != nil {
+			return "", err
+		}
+		return key.KeyID(), nil
+	})
+	return key, m, err
+}
+
+// SetUse is hsm.Token's.
+func (t adminToken) SetUse(ctx context.Context, id kek.ID, use hsm.Use) (key kek.Info, err error) {
+	operation := audit.Schedule
+	switch use {
+	case hsm.Enabled():
+		operation = audit.Enable
+	case hsm.Disabled():
+		operation = audit.Disable
+	}
+	err = t.trail.do(operation, t.keyID(id), func() (string, error) {
+		if key, err = t.Token.SetUse(ctx, id, use); err != nil {
+			return "", err
+		}
+		return key.KeyID(), nil
+	})
+	return key, err
+}
+
+// Destroy is hsm.Token's.
+func (t adminToken) Destroy(ctx context.Context, id kek.ID) error {
+	return t.trail.do(audit.Destroy, t.keyID(id), func() (string, error) { return "", t.Token.Destroy(ctx, id) })
+}
+
+// Import is hsm.Token's.
+func (t adminToken) Import(ctx context.Context, req wire.ImportRequest) (key kek.Info, m kek.Mechanism, err error) {
+	err = t.trail.do(audit.Import, t.keyID(kek.ID(req.ID)), func() (string, error) {
+		if key, m, err = t.Token.Import(ctx, req); err != nil {
+			return "", err
+		}
+		return key.KeyID(), nil
+	})
+	return key, m, err
+}
+
+// BeginImport is hsm.Token's.
+func (t adminToken) BeginImport(ctx context.Context, bits int) (key wire.WrappingKey, err error) {
+	err = t.trail.do(audit.ImportBegin, "", func() (string, error) {
+		key, err = t.Token.BeginImport(ctx, bits)
+		return kek.ID(key.ID).String(), err
+	})
+	return key, err
+}
+
+// AbortImport is hsm.Token's.
+func (t adminToken) AbortImport(ctx context.Context, id kek.ID) error {
+	return t.trail.do(audit.ImportAbort, id.String(), func() (string, error) { return "", t.Token.AbortImport(ctx, id) })
+}
+
+// CreateAuditKey is hsm.Token's.
+func (t adminToken) CreateAuditKey(ctx context.Context, algorithm wire.AuditAlgorithm) (key wire.AuditKey, err error) {
+	err = t.trail.do(audit.CreateAudit, "", func() (string, error) {
+		if key, err = t.Token.CreateAuditKey(ctx, algorithm); err != nil {
+			return "", err
+		}
+		return setup.AuditKeyName(key), nil
+	})
+	return key, err
+}
