@@ -292,7 +292,11 @@ func (w *walker) line(ctx context.Context, n int, line []byte) {
 	w.Lines++
 	ended := w.Closed
 	w.Closed = false
-	r, content, stated, err := parse(line)
+	r, content, stated, ok := glance(line)
+	var err error
+	if !ok {
+		r, content, stated, err = parse(line)
+	}
 	if err != nil {
 		w.problem(Malformed, w.file.path, n, w.seq+1, "this is no audit line: %v", err)
 		w.seq++
