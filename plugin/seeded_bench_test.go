@@ -36,7 +36,20 @@ func (copyingHSM) Unwrap(_ context.Context, _ kek.ID, _ kek.Mechanism, blob, _ [
 // its metrics. Client and server share the process, so a profile of it (go test
 // -bench Request -cpuprofile cpu.prof) holds both: look below guard.unary for
 // kekd's own work and below Server.serveStreams for gRPC's.
-func BenchmarkRequest(b *testing.B) {
+func BenchmarkRequest(b *testing.B) { benchRequests(b, nil) }
+
+// BenchmarkRequestAudited is BenchmarkRequest with every request on record.
+func BenchmarkRequestAudited(b *testing.B) {
+	for _, block := range []bool{false, true} {
+		name := map[bool]string{false: "continue", true: "block"}[block]
+		b.Run(name, func(b *testing.B) {
+			trail := openTrail(b)
+			benchRequests(b, &trailAuditor{log: trail, block: block})
+		})
+	}
+}
+
+func benchRequests(b *testing.B, auditor Auditor) {
 	key := kek.Info{Ring: "k8s-kek", ID: kek.ID(make([]byte, 17)), State: kek.Primary}
 	observer := metrics.New(version.Read(), time.Now)
 	sealer, err := keycache.New(keycache.Config{
@@ -55,7 +68,7 @@ func BenchmarkRequest(b *testing.B) {
 		b.Fatal(err)
 	}
 	server, err := New(Config{
-		Sealer: sealer, Health: &fakeHealth{keyID: key.KeyID()}, AllowedUIDs: []uint32{uint32(os.Getuid())}, Observer: observer,
+		Sealer: sealer, Health: &fakeHealth{keyID: key.KeyID()}, AllowedUIDs: []uint32{uint32(os.Getuid())}, Observer: observer, Auditor: auditor,
 	})
 	if err != nil {
 		b.Fatal(err)
