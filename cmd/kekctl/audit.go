@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"strconv"
 	"strings"
@@ -94,9 +95,7 @@ func (a *app) auditVerify(ctx context.Context, paths, publicKeys []string, o aud
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
-			for k, v := range some {
-				keys[k] = v
-			}
+			maps.Copy(keys, some)
 		}
 		o.Keys = keys
 		return a.printVerified(audit.Verify(ctx, paths, o))
@@ -176,9 +175,7 @@ func (s *session) auditKeys(ctx context.Context) (audit.Keys, error) {
 		if err != nil {
 			return nil, err
 		}
-		for name, public := range some {
-			trusted.public[name] = public
-		}
+		maps.Copy(trusted.public, some)
 	}
 	return trusted, nil
 }

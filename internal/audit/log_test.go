@@ -60,7 +60,7 @@ func TestCheckpointsFallDue(t *testing.T) {
 			for range 25 {
 				must(t, l.RecordWait(t.Context(), sample()))
 			}
-			eventually(t, "a checkpoint", func() bool { _, _, signed := watch.counts(); return signed > 0 })
+			eventually(t, "a checkpoint", func() bool { _, signed := watch.counts(); return signed > 0 })
 			r := verify(t, dir, VerifyOptions{Keys: signer.keys(), AllowUnsigned: true})
 			wantOK(t, r)
 			if r.Checkpoints == 0 {
@@ -238,7 +238,7 @@ func TestFullDisk(t *testing.T) {
 					t.Fatalf("%d records were refused, failing %t", refused, watch.fails(PartWrite))
 				}
 				l.Record(sample()) // which is lost
-				eventually(t, "the loss", func() bool { _, lost, _ := watch.counts(); return lost == uint64(refused)+1 })
+				eventually(t, "the loss", func() bool { lost, _ := watch.counts(); return lost == uint64(refused)+1 })
 				d.set(1<<20, false)
 				must(t, l.RecordWait(t.Context(), sample()))
 				must(t, l.Close(t.Context()))

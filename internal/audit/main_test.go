@@ -120,10 +120,11 @@ func (o *tally) AuditFailing(part string, failing bool) {
 	o.failing[part] = failing
 }
 
-func (o *tally) counts() (written, lost, signed uint64) {
+// counts are the records that were lost, and the last line that is signed.
+func (o *tally) counts() (lost, signed uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.written, o.lost, o.signed
+	return o.lost, o.signed
 }
 
 func (o *tally) fails(part string) bool {

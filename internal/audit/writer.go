@@ -392,14 +392,14 @@ func (w *writer) write(events []Event) error {
 			w.tell(PartWrite, err)
 		}
 		if err != nil {
-			if rest := uint64(written + len(events) - i); rest > 0 { //nolint:gosec // G115: not negative
+			if rest := uint64(written + len(events) - i); rest > 0 {
 				w.drop(rest)
 			}
 			return err
 		}
 		w.missing -= lost
 		w.since += written
-		w.cfg.Observer.AuditRecords(uint64(written), 0) //nolint:gosec // G115: not negative
+		w.cfg.Observer.AuditRecords(uint64(written), 0)
 	}
 	return nil
 }
