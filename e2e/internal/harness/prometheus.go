@@ -17,7 +17,7 @@ import (
 const watcherReadyWithin = 30 * time.Second
 
 // WatcherBinary returns the path of prometheus, promtool, prometheus-alertmanager or
-// amtool: as Debian's packages have them, unpacked by `make watch` or installed.
+// amtool: as Debian's packages prometheus and prometheus-alertmanager install them.
 func WatcherBinary(tb testing.TB, name string) string {
 	tb.Helper()
 	if dir := os.Getenv("KEKD_PROMETHEUS_BIN"); dir != "" {
@@ -25,7 +25,7 @@ func WatcherBinary(tb testing.TB, name string) string {
 	}
 	path, err := exec.LookPath(name)
 	if err != nil {
-		tb.Fatalf("%v: run `make watch`, or set KEKD_PROMETHEUS_BIN to the directory that has it", err)
+		tb.Fatalf("%v: run `make deps-watch`, or set KEKD_PROMETHEUS_BIN to the directory that has it", err)
 	}
 	return path
 }
