@@ -49,6 +49,7 @@ const (
 	PartWrite   = "write"   // the files
 	PartSign    = "sign"    // the key on the token
 	PartForward = "forward" // syslog or journald
+	PartMemory  = "memory"  // the position in the state directory
 	PartTrail   = "trail"   // what was found at the start was broken or rolled back
 )
 

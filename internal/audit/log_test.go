@@ -327,6 +327,24 @@ func TestRollback(t *testing.T) {
 	}
 }
 
+// forgetful is a Memory on a full disk.
+type forgetful struct{ memory }
+
+func (*forgetful) Save(string, any) error { return syscall.ENOSPC }
+
+// A state directory that takes nothing is told, and keeps nobody from signing.
+func TestForgetful(t *testing.T) {
+	dir, signer, watch := t.TempDir(), newSigner(t), new(tally)
+	l := open(t, settings(dir, signer, func(c *Config) { c.Memory, c.Observer = new(forgetful), watch }))
+	must(t, l.RecordWait(t.Context(), sample()))
+	must(t, l.Close(t.Context()))
+	r := verify(t, dir, VerifyOptions{Keys: signer.keys()})
+	wantOK(t, r)
+	if !r.Closed || !watch.fails(PartMemory) {
+		t.Errorf("closed %t, told %t", r.Closed, watch.fails(PartMemory))
+	}
+}
+
 // Two writers of one chain would tear it.
 func TestLocked(t *testing.T) {
 	dir, signer := t.TempDir(), newSigner(t)

@@ -57,6 +57,8 @@ type tallyKey struct {
 type signed struct {
 	checkpoint Checkpoint
 	err        error
+	// forgot is why the position could not be remembered; the signature stands.
+	forgot error
 }
 
 // look finds out where the chain ends.
@@ -457,8 +459,7 @@ func (w *writer) checkpoint() {
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), signTimeout)
 		defer cancel()
-		err := w.cfg.sign(ctx, f, position, id, &c)
-		done <- signed{c, err}
+		done <- w.cfg.sign(ctx, f, position, id, c)
 	}()
 }
 
@@ -468,32 +469,32 @@ func (w *writer) next(closed bool) Checkpoint {
 }
 
 // sign makes what a checkpoint covers durable, remembers it, and signs it.
-func (cfg *Config) sign(ctx context.Context, f file, p Position, id string, c *Checkpoint) error {
+func (cfg *Config) sign(ctx context.Context, f file, p Position, id string, c Checkpoint) (s signed) {
+	s.checkpoint = c
 	if err := f.Sync(); err != nil && !errors.Is(err, os.ErrClosed) { // which synced it
-		return fmt.Errorf("make the audit trail durable: %w", err)
+		s.err = fmt.Errorf("make the audit trail durable: %w", err)
+		return s
 	}
 	if cfg.Memory != nil {
-		if err := cfg.Memory.Save(MemoryName(cfg.Chain), p); err != nil {
-			return fmt.Errorf("remember the end of the audit trail: %w", err)
+		s.forgot = cfg.Memory.Save(MemoryName(cfg.Chain), p)
+	}
+	if s.err = ctx.Err(); s.err == nil {
+		if cfg.Signer == nil {
+			s.err = ErrNoKey
+		} else {
+			s.checkpoint.Signature, s.err = cfg.Signer.Sign(ctx, c.Message(id))
 		}
 	}
-	if cfg.Signer == nil {
-		return ErrNoKey
+	if s.err != nil {
+		s.err = fmt.Errorf("sign the audit trail: %w", s.err)
 	}
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("sign the audit trail: %w", err)
-	}
-	s, err := cfg.Signer.Sign(ctx, c.Message(id))
-	if err != nil {
-		return fmt.Errorf("sign the audit trail: %w", err)
-	}
-	c.Signature = s
-	return nil
+	return s
 }
 
 // signed writes a checkpoint that was signed.
 func (w *writer) signed(s signed) {
 	w.signing = nil
+	w.tell(PartMemory, s.forgot)
 	err := s.err
 	if err == nil && w.seq-s.checkpoint.Through >= window-1 {
 		err = errors.New("sign the audit trail: too many records were written meanwhile")
@@ -542,9 +543,11 @@ func (w *writer) end(ctx context.Context) error {
 		// By the signature's own time limit: Close waits for it.
 		ctx, cancel := context.WithTimeout(ctx, signTimeout)
 		defer cancel()
-		if err = w.cfg.sign(ctx, w.f, Position{Seq: c.Through, Hash: c.Last, File: w.number}, w.id, &c); err == nil {
+		s := w.cfg.sign(ctx, w.f, Position{Seq: c.Through, Hash: c.Last, File: w.number}, w.id, c)
+		w.tell(PartMemory, s.forgot)
+		if err = s.err; err == nil {
 			w.tell(PartSign, nil)
-			err = w.put(c)
+			err = w.put(s.checkpoint)
 		}
 	}
 	if w.f != nil {

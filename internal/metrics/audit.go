@@ -24,7 +24,7 @@ func newAuditMetrics() auditMetrics {
 		sequence: gauge("kekd_audit_last_checkpoint_sequence",
 			"The last line of the audit trail that is signed."),
 		failing: gauges("kekd_audit_failing",
-			"1 while a part of the audit trail fails: write (the files), sign (the key on the token), forward (syslog or journald), trail (broken or rolled back when kekd started).", "part"),
+			"1 while a part of the audit trail fails: write (the files), sign (the key on the token), forward (syslog or journald), memory (the state directory), trail (broken or rolled back when kekd started).", "part"),
 	}
 	for _, part := range auditParts {
 		a.failing.WithLabelValues(part)

@@ -20,7 +20,7 @@ var (
 	}
 	hsmResults     = []string{"ok", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup", "timeout", "canceled", "unavailable"}
 	restartReasons = []string{"died", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup"}
-	auditParts     = []string{"write", "sign", "forward", "trail"}
+	auditParts     = []string{"write", "sign", "forward", "memory", "trail"}
 	cacheResults   = []string{"hit", "miss", "remembered"}
 	evictions      = []string{"room", "revoked", "doubted", "closed"}
 )
