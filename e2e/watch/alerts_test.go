@@ -446,7 +446,7 @@ func revoked(t *testing.T) *scene {
 	return &scene{
 		name: "revoked", nodes: []*harness.Kekd{k},
 		breaks: func(ctx context.Context, t *testing.T) {
-			cmd := exec.CommandContext(ctx, "pkcs11-tool", "--module", k.Token.Module, "--token-label", k.Token.Label, //nolint:gosec // G204: OpenSC's tool
+			cmd := exec.CommandContext(ctx, "pkcs11-tool", "--module", k.Token.Module, "--token-label", k.Token.Label,
 				"--login", "--pin", readFile(t, k.Token.PINFile), "--delete-object", "--type", "secrkey", "--id", id)
 			cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+k.Token.Conf)
 			if out, err := cmd.CombinedOutput(); err != nil {
@@ -495,7 +495,7 @@ func rotated(t *testing.T) *scene {
 	}
 }
 
-// stuck is a new key that does not work when its time has come.
+// stuck is a new key that kekd may not use when its time has come.
 func stuck(t *testing.T) *scene {
 	token := harness.NewToken(t).WithFaults(t)
 	k := node(t, token, harness.KekdOptions{})
@@ -503,7 +503,7 @@ func stuck(t *testing.T) *scene {
 		name: "stuck", nodes: []*harness.Kekd{k},
 		breaks: func(_ context.Context, t *testing.T) {
 			k.CreateKey(t, 4*time.Second)
-			token.Faults(t, "C_Encrypt rv=0x30")
+			token.Faults(t, "C_EncryptInit rv=0x68") // CKR_KEY_FUNCTION_NOT_PERMITTED
 		},
 		fires: []string{"KekdRotationFailing", "KekdRingProblem"}, pages: []string{"health"},
 	}

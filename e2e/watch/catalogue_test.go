@@ -16,7 +16,7 @@ import (
 
 func readFile(t *testing.T, path string) string {
 	t.Helper()
-	b, err := os.ReadFile(path) //nolint:gosec // G304: of this repository
+	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func TestCatalogueIsTheDaemons(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lint := exec.CommandContext(t.Context(), harness.WatcherBinary(t, "promtool"), "check", "metrics") //nolint:gosec // G204: promtool
+	lint := exec.CommandContext(t.Context(), harness.WatcherBinary(t, "promtool"), "check", "metrics")
 	lint.Stdin = strings.NewReader(text + "\n")
 	if out, err := lint.CombinedOutput(); err != nil || len(bytes.TrimSpace(out)) != 0 {
 		t.Errorf("promtool check metrics: %v\n%s", err, out)
