@@ -176,7 +176,25 @@ func (s *session) examineToken(ctx context.Context, e *examination) {
 	if info.Sessions < s.cfg.HSM.Sessions {
 		e.warn("sessions", fmt.Sprintf("the token allows %d of hsm.sessions=%d beside the login", info.Sessions, s.cfg.HSM.Sessions), "")
 	}
+	s.examineAudit(ctx, e)
 	s.examineRing(ctx, e)
+}
+
+// examineAudit looks for the key that signs the audit trail, where there is one.
+func (s *session) examineAudit(ctx context.Context, e *examination) {
+	const check = "audit trail"
+	if s.cfg.Audit.Dir == "" {
+		return
+	}
+	keys, err := s.token.AuditKeys(ctx)
+	switch {
+	case e.fail(check, err, ""):
+	case len(keys) == 0:
+		e.warn(check, "the token has no audit key, so nothing is signed", "kekctl audit key create makes one")
+	default:
+		key := keys[len(keys)-1]
+		e.ok(check, "%s, signed by %s (%s)", s.cfg.Audit.Dir, kek.ID(key.ID), key.Algorithm)
+	}
 }
 
 func (s *session) examineRing(ctx context.Context, e *examination) {
