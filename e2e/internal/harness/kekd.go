@@ -36,6 +36,7 @@ type KekdOptions struct {
 	CacheSize     int           // seeds.cacheSize, default 4096
 	MaxInFlight   int           // socket.maxInFlight, default 256
 	LogLevel      string        // log.level, default debug
+	Audit         string        // audit.onFailure, default no audit trail
 }
 
 // Kekd is a daemon on a token. Several on one token are the nodes of a cluster.
@@ -89,6 +90,12 @@ health:
 log:
   level: {{.Options.LogLevel}}
   format: json
+{{- if .Options.Audit}}
+audit:
+  dir: {{printf "%q" .AuditDir}}
+  onFailure: {{.Options.Audit}}
+  checkpointEvery: 1s
+{{- end}}
 `))
 
 // NewKekd configures a daemon on a token, with a new KEK on it, and does not
@@ -148,6 +155,10 @@ func (k *Kekd) CreateKey(tb testing.TB, activateIn time.Duration) {
 	k.Command(tb, "key", "create", "--yes", "--activate-in", activateIn.String())
 }
 
+// AuditDir is the directory of the audit trail, which is there if KekdOptions.Audit
+// is set and the daemon was started.
+func (k *Kekd) AuditDir() string { return filepath.Join(filepath.Dir(k.config), "audit") }
+
 // Configure writes the configuration anew; it takes effect with the next start.
 func (k *Kekd) Configure(tb testing.TB, options KekdOptions) {
 	tb.Helper()
@@ -165,6 +176,7 @@ func (k *Kekd) Configure(tb testing.TB, options KekdOptions) {
 		"Socket":     k.Socket,
 		"UID":        os.Getuid(),
 		"Address":    strings.TrimPrefix(k.URL, "http://"),
+		"AuditDir":   k.AuditDir(),
 		"StateDir":   filepath.Join(filepath.Dir(k.config), "state"),
 		"Token":      k.Token,
 		"Ring":       k.Ring,
