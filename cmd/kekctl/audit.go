@@ -1,8 +1,8 @@
 package main
 
 import (
+	"bufio"
 	"context"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -294,16 +294,16 @@ func (a *app) auditQuery(ctx context.Context, paths []string, f audit.Filter) er
 		}
 		paths = []string{cfg.Audit.Dir}
 	}
+	lines := bufio.NewWriter(a.stdout)
 	table := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-	lines := json.NewEncoder(a.stdout)
-	lines.SetEscapeHTML(false)
 	if a.output == "table" {
 		row(table, "TIME", "CHAIN", "SEQUENCE", "OPERATION", "RESULT", "SOURCE", "LATENCY", "CALLER", "UID", "KEY", "DETAIL")
 	}
 	rows := 0
-	skipped, err := audit.Query(ctx, paths, f, func(chain string, r *audit.Record) error {
+	skipped, err := audit.Query(ctx, paths, f, func(chain string, r *audit.Record, line []byte) error {
 		if a.output == "json" {
-			return lines.Encode(r)
+			_, err := lines.Write(line)
+			return err
 		}
 		recordRow(table, chain, r)
 		if rows++; rows%1000 == 0 { // the widths of a thousand, and not all in memory
@@ -312,7 +312,7 @@ func (a *app) auditQuery(ctx context.Context, paths []string, f audit.Filter) er
 		return nil
 	})
 	if err == nil {
-		err = table.Flush()
+		err = errors.Join(table.Flush(), lines.Flush())
 	}
 	if skipped > 0 {
 		a.note("kekctl: warning: %d lines are damaged and were passed over; kekctl audit verify says which", skipped)

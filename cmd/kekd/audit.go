@@ -44,7 +44,16 @@ type trail struct {
 	states map[string]string
 	// withdrawn: nothing is published, which is on record. Guarded by mu.
 	withdrawn bool
+	// refusals are those of the minute since refusedSince, and unsaid how many of them
+	// have no record yet. Guarded by mu.
+	refusals, unsaid uint64
+	refusedSince     time.Time
 }
+
+// maxRefusals is how many callers that are turned away get a record of their own in
+// a minute. More are counted together: nobody shall fill the disk, and push out other
+// records, by connecting.
+const maxRefusals = 100
 
 // openTrail opens the trail where one is configured. Nothing is written or signed
 // before start.
@@ -99,6 +108,9 @@ func (t *trail) close(ctx context.Context) error {
 	if t.log == nil {
 		return nil
 	}
+	t.mu.Lock()
+	t.tellRefusals()
+	t.mu.Unlock()
 	return t.log.Close(ctx)
 }
 
@@ -134,9 +146,30 @@ func (t *trail) Request(ctx context.Context, r plugin.AuditRecord) error {
 
 // CallerRefused implements plugin.Auditor.
 func (t *trail) CallerRefused(p plugin.PeerInfo) {
-	t.record(audit.Event{
-		Operation: audit.CallerRefused, Caller: audit.Caller{UID: p.UID, PID: p.PID}, Called: true, Result: "refused",
-	})
+	t.mu.Lock()
+	if now := time.Now(); now.Sub(t.refusedSince) >= time.Minute {
+		t.tellRefusals()
+		t.refusals, t.refusedSince = 0, now
+	}
+	t.refusals++
+	tooMany := t.refusals > maxRefusals
+	if tooMany {
+		t.unsaid++
+	}
+	t.mu.Unlock()
+	if !tooMany {
+		t.record(audit.Event{
+			Operation: audit.CallerRefused, Caller: audit.Caller{UID: p.UID, PID: p.PID}, Called: true, Result: "refused",
+		})
+	}
+}
+
+// tellRefusals puts on record how many refusals have no record. The caller holds mu.
+func (t *trail) tellRefusals() {
+	if t.unsaid > 0 {
+		t.record(audit.Event{Operation: audit.CallerRefused, Result: "refused", Count: t.unsaid, Detail: "more of them, of any callers"})
+		t.unsaid = 0
+	}
 }
 
 // login puts a login on record.

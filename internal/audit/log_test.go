@@ -33,7 +33,7 @@ func TestRecordAndVerify(t *testing.T) {
 		t.Errorf("got %+v", r)
 	}
 	var got []Record
-	_, err := Query(t.Context(), []string{dir}, Filter{Operations: []string{Decrypt}, Limit: 1}, func(_ string, r *Record) error {
+	_, err := Query(t.Context(), []string{dir}, Filter{Operations: []string{Decrypt}, Limit: 1}, func(_ string, r *Record, _ []byte) error {
 		got = append(got, *r)
 		return nil
 	})
@@ -155,7 +155,7 @@ func TestAggregate(t *testing.T) {
 	l.Record(failed)
 	must(t, l.Close(t.Context()))
 	var got []string
-	_, err := Query(t.Context(), []string{dir}, Filter{}, func(_ string, r *Record) error {
+	_, err := Query(t.Context(), []string{dir}, Filter{}, func(_ string, r *Record, _ []byte) error {
 		got = append(got, fmt.Sprintf("%s %s %d %d", r.Operation, r.Result, r.Count, r.LatencyNS))
 		return nil
 	})
@@ -324,6 +324,30 @@ func TestRollback(t *testing.T) {
 	run()
 	if r := verify(t, dir, VerifyOptions{Keys: signer.keys()}); r.OK() || r.Problems[0].Kind != RolledBack {
 		t.Errorf("all files were removed, which is not on record: %v", r.Problems)
+	}
+}
+
+// Lines that were tampered with while nobody wrote: the next run says so, goes on
+// behind them in a file of its own, and the place is still named.
+func TestBrokenTrailIsFound(t *testing.T) {
+	dir, signer, watch := t.TempDir(), newSigner(t), new(tally)
+	cfg := settings(dir, signer, func(c *Config) { c.Observer = watch })
+	for range 3 {
+		l := open(t, cfg)
+		must(t, l.RecordWait(t.Context(), sample()))
+		must(t, l.Close(t.Context()))
+	}
+	name := files(t, dir)[0]
+	must(t, os.WriteFile(name, []byte(strings.Replace(read(t, name), `"result":"ok"`, `"result":"no"`, 1)), 0o600))
+	l := open(t, cfg)
+	must(t, l.RecordWait(t.Context(), sample()))
+	must(t, l.Close(t.Context()))
+	if !watch.fails(PartTrail) || len(files(t, dir)) != 2 {
+		t.Errorf("told %t, %d files", watch.fails(PartTrail), len(files(t, dir)))
+	}
+	r := verify(t, dir, VerifyOptions{Keys: signer.keys()})
+	if r.Total != 2 || r.Problems[0].Kind != Changed || r.Problems[0].Line != 3 || !strings.Contains(r.Problems[1].Text, "when this run began, the trail was broken") {
+		t.Errorf("found %v", r.Problems)
 	}
 }
 

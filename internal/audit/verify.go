@@ -575,8 +575,9 @@ func (f *Filter) Match(r *Record) bool {
 }
 
 // Query calls do for every Event that passes, chain by chain, in the order of the
-// lines. It proves nothing: what is no line is passed over, and counted.
-func Query(ctx context.Context, paths []string, f Filter, do func(chain string, r *Record) error) (skipped int, err error) {
+// lines; line is as it stands in the file, with its newline, until do returns. It
+// proves nothing: what is no line is passed over, and counted.
+func Query(ctx context.Context, paths []string, f Filter, do func(chain string, r *Record, line []byte) error) (skipped int, err error) {
 	found, _, err := find(paths)
 	if err != nil {
 		return 0, err
@@ -599,7 +600,7 @@ func Query(ctx context.Context, paths []string, f Filter, do func(chain string, 
 				if matched++; f.Limit > 0 && matched > f.Limit {
 					return errStop
 				}
-				return do(name, r)
+				return do(name, r, line)
 			})
 			if errors.Is(err, errStop) {
 				return skipped, nil
