@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -22,9 +24,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	kmsapi "k8s.io/kms/apis/v2"
 
 	"kekd/e2e/internal/harness"
 )
@@ -35,10 +34,13 @@ const (
 	// leastWindow and leastFor bound that.
 	leastWindow, leastFor = 8 * time.Second, time.Second
 	// firesWithin bounds an alert, the slowest of which looks back a day.
-	firesWithin = 5 * time.Minute
+	firesWithin = 4 * time.Minute
 	// usual is how long all goes well first. The anomalies are compared with it.
 	usual = 25 * time.Second
 )
+
+// only is for whoever works on one scene.
+var only = flag.String("scenes", "", "play these alone, a list with commas")
 
 // scene is one thing that goes wrong, at daemons of a cluster of their own.
 type scene struct {
@@ -63,9 +65,13 @@ func TestAlerts(t *testing.T) {
 		cancel()
 		work.Wait()
 	})
-	scenes := []*scene{
-		healthy(t), outage(t), slow(t), refusedPIN(t), revoked(t), restarts(t), rotated(t), stuck(t),
-		strangers(t), crowd(t), deaf(t), cold(t), down(t),
+	var scenes []*scene
+	for _, make := range []func(*testing.T) *scene{
+		healthy, outage, slow, refusedPIN, revoked, restarts, rotated, stuck, strangers, crowd, deaf, cold, down,
+	} {
+		if s := make(t); *only == "" || slices.Contains(strings.Split(*only, ","), s.name) {
+			scenes = append(scenes, s)
+		}
 	}
 	pages := newPager(t)
 	alertmanager := harness.StartAlertmanager(t, pages.config(t))
@@ -106,12 +112,13 @@ func TestAlerts(t *testing.T) {
 	deadline := time.Now().Add(firesWithin)
 	for _, s := range scenes {
 		for _, alert := range s.fires {
-			harness.Eventually(t, max(time.Until(deadline), time.Second), s.name+": "+alert+" fires", func(context.Context) error {
-				if _, ok := fired.at(s.name, alert); !ok {
-					return fmt.Errorf("only these do: %v", fired.of(s.name))
-				}
-				return nil
+			every(t.Context(), 100*time.Millisecond, func() bool {
+				_, ok := fired.at(s.name, alert)
+				return ok || time.Now().After(deadline)
 			})
+			if _, ok := fired.at(s.name, alert); !ok {
+				t.Errorf("%s: %s does not fire within %v, only these do: %v", s.name, alert, firesWithin, fired.of(s.name))
+			}
 		}
 		if s.pages != nil {
 			want := slices.Clone(s.pages)
@@ -135,6 +142,9 @@ func TestAlerts(t *testing.T) {
 	// With all of that in it, every example of docs/metrics.md has an answer. One that
 	// compares may well have none.
 	for name, row := range catalogue(t) {
+		if *only != "" {
+			break // not all of it is there
+		}
 		samples, err := prometheus.Query(t.Context(), row.example)
 		if err != nil {
 			t.Errorf("the example of %s: %v", name, err)
@@ -565,34 +575,29 @@ func crowd(t *testing.T) *scene {
 	}
 }
 
-// deaf is a daemon whose log nobody reads.
+// deaf is a daemon whose log is read no more.
 func deaf(t *testing.T) *scene {
 	k := harness.NewKekd(t, harness.NewToken(t), harness.KekdOptions{})
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _, _ = r.Close(), w.Close() })
+	var reading sync.WaitGroup
+	reading.Go(func() { _, _ = io.Copy(io.Discard, r) })
+	t.Cleanup(func() {
+		_ = r.Close()
+		reading.Wait()
+	})
 	k.LogTo(w)
 	k.StartReady(t)
+	_ = w.Close() // the daemon alone has it now
 	asked(t, k)
+	kms := k.KMS(t)
+	background(t, 200*time.Millisecond, func(ctx context.Context) { _, _ = kms.Encrypt(ctx, []byte("x")) })
 	return &scene{
 		name: "deaf", nodes: []*harness.Kekd{k},
-		breaks: func(ctx context.Context, t *testing.T) {
-			conn, err := grpc.NewClient("unix://"+k.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer func() { _ = conn.Close() }()
-			kms := kmsapi.NewKeyManagementServiceClient(conn)
-			// Each is logged, with its uid; a mebibyte of lines waits at most.
-			uid := strings.Repeat("u", 512)
-			for range 6000 {
-				_, _ = kms.Encrypt(ctx, &kmsapi.EncryptRequest{Plaintext: []byte("x"), Uid: uid})
-			}
-		},
-		fires: []string{"KekdLogLinesLost"},
+		breaks: func(context.Context, *testing.T) { _ = r.Close() },
+		fires:  []string{"KekdLogLinesLost"}, pages: []string{},
 	}
 }
 
@@ -633,6 +638,7 @@ func down(t *testing.T) *scene {
 
 // The crowd needs more descriptors than some systems give at first.
 func TestMain(m *testing.M) {
+	flag.Parse()
 	var files unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil {
 		files.Cur = files.Max
