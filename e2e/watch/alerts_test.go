@@ -388,6 +388,7 @@ func ckaID(keyID string) string { return strings.Split(keyID, "/")[1] }
 // healthy is a node with which nothing is wrong.
 func healthy(t *testing.T) *scene {
 	k := node(t, harness.NewToken(t), harness.KekdOptions{})
+	k.CreateKey(t, time.Hour) // which is pending
 	kms, s := k.KMS(t), seal(t, k)
 	background(t, 2*time.Second, func(ctx context.Context) {
 		_, _ = kms.Decrypt(ctx, s)
@@ -558,9 +559,9 @@ func crowd(t *testing.T) *scene {
 	return &scene{
 		name: "crowd", nodes: []*harness.Kekd{k},
 		breaks: func(ctx context.Context, _ *testing.T) {
-			for range 3 {
+			for round := 0; round < 15 && ctx.Err() == nil; round++ {
 				var held []net.Conn
-				for range 1100 {
+				for range 1500 {
 					if c, err := connect(ctx, k); err == nil {
 						held = append(held, c)
 					}
