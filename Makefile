@@ -86,7 +86,8 @@ fuzz: deps-build ## Run every fuzz target for FUZZTIME, and print how often each
 	    else \
 	      failed=1; note=" FAILED"; \
 	    fi; \
-	  table+="$$package"$$'\t'"$$target"$$'\t'"$$(sed -nE 's/.*execs: ([0-9]+).*/\1/p' "$$log" | tail -1)$$note"$$'\n'; \
+	  execs="$$(sed -nE 's/.*execs: ([0-9]+).*/\1/p' "$$log" | tail -1)"; \
+	  table+="$$package"$$'\t'"$$target"$$'\t'"$${execs:-0, the corpus took all of FUZZTIME}$$note"$$'\n'; \
 	done < <(grep -roE '^func Fuzz[A-Za-z0-9_]+' --include=*_test.go cmd hsm internal keycache plugin | sort); \
 	echo; printf '%s' "$$table" | expand -t 24,44; exit $$failed
 

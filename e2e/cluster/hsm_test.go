@@ -7,7 +7,8 @@ import (
 )
 
 // hsmOperations are kekd's counted uses of the KEK since it started, whatever
-// their result. The prober's are apart: it runs all the time, on purpose.
+// their result, but for those that reached no worker, and so no HSM. The prober's
+// are apart: it runs all the time, on purpose.
 type hsmOperations struct{ Wraps, Unwraps, Probes float64 }
 
 func (c *cluster) hsmOperations(t *testing.T) hsmOperations {
@@ -16,8 +17,11 @@ func (c *cluster) hsmOperations(t *testing.T) hsmOperations {
 }
 
 func operations(m harness.Metrics) hsmOperations {
-	by := m.By("kekd_hsm_operations_total", "op")
-	return hsmOperations{Wraps: by["wrap"], Unwraps: by["unwrap"], Probes: by["probe"]}
+	asked := func(op string) float64 {
+		const name = "kekd_hsm_operations_total"
+		return m.Sum(name, map[string]string{"op": op}) - m.Sum(name, map[string]string{"op": op, "result": "unavailable"})
+	}
+	return hsmOperations{Wraps: asked("wrap"), Unwraps: asked("unwrap"), Probes: asked("probe")}
 }
 
 // uses is the number of operations that requests caused.

@@ -143,7 +143,8 @@ func testListWithoutKEK(t *testing.T, c *cluster) {
 	if calls < secrets {
 		t.Errorf("the apiserver called Decrypt %v times, want at least %d: this case shows nothing", calls, secrets)
 	}
-	// The breaker lets one trial through each second.
+	// The breaker lets one trial through each half second, and where no worker runs
+	// the trial ends there.
 	if limit := elapsed.Seconds() + warmLimit; got > limit {
 		t.Errorf("%v HSM operations in %v, want at most %v", got, elapsed, limit)
 	}

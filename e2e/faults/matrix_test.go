@@ -3,11 +3,11 @@ package faults
 import (
 	"fmt"
 	"os"
-	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 	"testing"
+
+	"kekd/e2e/internal/harness"
 )
 
 // TestMatrix plays every fault at every moment. With KEKD_UPDATE_DOCS=1 the table
@@ -38,7 +38,9 @@ func TestMatrix(t *testing.T) {
 	table := markdown(cells)
 	t.Log("\n" + table)
 	if os.Getenv("KEKD_UPDATE_DOCS") != "" {
-		update(t, filepath.Join("..", "..", "docs", "reliability.md"), table)
+		if err := harness.UpdatePage("../../docs/reliability.md", "faults", table); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -57,22 +59,4 @@ func markdown(cells map[string]string) string {
 		b.WriteString("\n")
 	}
 	return b.String()
-}
-
-var section = regexp.MustCompile(`(?s)(<!-- faults:begin [^\n]*-->\n).*?(<!-- faults:end -->)`)
-
-// update replaces the table in a document.
-func update(t *testing.T, path, table string) {
-	t.Helper()
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !section.Match(text) {
-		t.Fatalf("%s has no faults:begin and faults:end", path)
-	}
-	text = section.ReplaceAll(text, []byte("${1}"+strings.ReplaceAll(table, "$", "$$")+"${2}"))
-	if err := os.WriteFile(path, text, 0o644); err != nil {
-		t.Fatal(err)
-	}
 }

@@ -84,7 +84,7 @@ func TestSoak(t *testing.T) {
 		t.Errorf("kekd's memory grew by %.0f MiB in %s, want it flat", grown/mib, *soakLasts)
 	}
 	if *soakUpdate && !t.Failed() {
-		must(t, update("../../docs/reliability.md", report))
+		must(t, harness.UpdatePage("../../docs/reliability.md", "soak", report))
 	}
 }
 

@@ -12,16 +12,16 @@ package outages
 
 import (
 	"cmp"
-	"errors"
 	"flag"
 	"fmt"
-	"io/fs"
 	"os"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"kekd/e2e/internal/harness"
 )
 
 func TestMain(m *testing.M) {
@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 	}
 	code := m.Run()
 	if code == 0 && os.Getenv("KEKD_UPDATE_DOCS") == "1" {
-		if err := results.document("../../docs/reliability.md"); err != nil {
+		if err := harness.UpdatePage("../../docs/reliability.md", "outages", results.table()); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			code = 1
 		}
@@ -75,27 +75,4 @@ func (r *table) table() string {
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", row.outage, row.seen, row.end)
 	}
 	return b.String()
-}
-
-const (
-	docBegin = "<!-- outages:begin -->\n"
-	docEnd   = "<!-- outages:end -->\n"
-)
-
-// document puts the table between the marks, which it adds if they are missing.
-func (r *table) document(path string) error {
-	page, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	text := string(page)
-	if !strings.Contains(text, docBegin) {
-		text = strings.TrimLeft(text+"\n## Outages\n\n"+docBegin+docEnd, "\n")
-	}
-	before, rest, _ := strings.Cut(text, docBegin)
-	_, after, ok := strings.Cut(rest, docEnd)
-	if !ok {
-		return fmt.Errorf("%s lacks the mark %s", path, strings.TrimSpace(docEnd))
-	}
-	return os.WriteFile(path, []byte(before+docBegin+r.table()+docEnd+after), 0o600)
 }

@@ -32,6 +32,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"kekd/e2e/internal/harness"
 )
 
 // options are the command line behind `go test -args`.
@@ -90,7 +92,7 @@ func BenchmarkAPIServer(b *testing.B) {
 	report := newReport(b, o, clusters)
 	fmt.Print(report)
 	if o.update {
-		if err := updateFile(performancePage, report); err != nil {
+		if err := harness.UpdatePage(performancePage, "apiserver", report); err != nil {
 			b.Fatal(err)
 		}
 		progress("written to %s", performancePage)

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -22,13 +20,8 @@ const (
 	noopName      = "KMS v2, no-op"
 )
 
-// Where the report stands in the documentation.
-const (
-	performancePage = "../../docs/performance.md"
-	beginMarker     = "<!-- apiserver:begin -->"
-	endMarker       = "<!-- apiserver:end -->"
-	heading         = "## At the kube-apiserver"
-)
+// performancePage is where the report stands in the documentation.
+const performancePage = "../../docs/performance.md"
 
 // newReport writes the report as Markdown.
 func newReport(b *testing.B, o options, clusters []*cluster) string {
@@ -227,64 +220,6 @@ func (c *cluster) versions(b *testing.B) (server, etcd string) {
 		b.Fatalf("ask etcd for its version: %v", err)
 	}
 	return version(b, body, "gitVersion"), version(b, string(answer), "etcdserver")
-}
-
-// updateFile puts the report between the markers of a file, which it reads and
-// replaces in one go: somebody may edit other parts of it meanwhile.
-func updateFile(path, report string) error {
-	old, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	text, err := replace(string(old), report)
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".apiserver-*")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = os.Remove(tmp.Name()) }() // gone already, if all went well
-	_, err = tmp.WriteString(text)
-	if err == nil {
-		err = tmp.Chmod(0o644)
-	}
-	if cerr := tmp.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	return err
-}
-
-// replace puts the report between the markers, and adds both at the end of a
-// text without them.
-func replace(text, report string) (string, error) {
-	begin, end := strings.Index(text, beginMarker), strings.Index(text, endMarker)
-	block := beginMarker + "\n" + strings.TrimSpace(report) + "\n" + endMarker
-	switch {
-	case begin < 0 && end < 0:
-		return strings.TrimRight(text, "\n") + "\n\n" + heading + "\n\n" + block + "\n", nil
-	case begin < 0 || end < begin:
-		return "", fmt.Errorf("want %s and behind it %s", beginMarker, endMarker)
-	}
-	return text[:begin] + block + text[end+len(endMarker):], nil
-}
-
-func TestReplace(t *testing.T) {
-	const block = beginMarker + "\nnew\n" + endMarker
-	for _, tc := range []struct{ name, text, want string }{
-		{"without markers", "# Page\n\ntext\n", "# Page\n\ntext\n\n" + heading + "\n\n" + block + "\n"},
-		{"with markers", "a\n" + beginMarker + "\nold\n" + endMarker + "\nb\n", "a\n" + block + "\nb\n"},
-		{"the end is missing", "a\n" + beginMarker + "\nold\n", ""},
-		{"the wrong way round", endMarker + "\n" + beginMarker + "\n", ""},
-	} {
-		got, err := replace(tc.text, "\nnew\n")
-		if got != tc.want || (err != nil) != (tc.want == "") {
-			t.Errorf("%s: %q and the error %v, want %q", tc.name, got, err, tc.want)
-		}
-	}
 }
 
 func TestTables(t *testing.T) {

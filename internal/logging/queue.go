@@ -108,7 +108,10 @@ func (q *Queue) run() {
 		for {
 			q.mu.Lock()
 			lines, closed, lost := q.waiting, q.closed, q.lost
-			q.waiting = spare[:0]
+			if len(lines) > 0 {
+				// Only now: an array must not be filled and written at once.
+				q.waiting = spare[:0]
+			}
 			q.mu.Unlock()
 			if len(lines) == 0 {
 				if closed {

@@ -51,7 +51,7 @@ func TestQueueWritesInOrder(t *testing.T) {
 	var r reader
 	q := NewQueue(&r)
 	var want strings.Builder
-	for i := range 1000 {
+	for i := range 20_000 {
 		line := strings.Repeat("x", i%50) + "\n"
 		want.WriteString(line)
 		write(t, q, line)

@@ -6,10 +6,10 @@ import (
 )
 
 // Sum is a hash of several parts, some of them secret: SHA-256 over their number
-// and each part with its length in front, filled up with zeros to whole blocks. It leaves no copy of the
-// parts behind: crypto/sha256 works on whole blocks where they stand, and copies only
-// what is left over into a state that nobody can wipe, as crypto/hmac and
-// crypto/pbkdf2 do with all that they are given.
+// and each part with its length in front, filled up with zeros to whole blocks. It
+// leaves no copy of the parts behind: crypto/sha256 works on whole blocks where
+// they stand, and copies only what is left over into a state that nobody can wipe,
+// as crypto/hmac and crypto/pbkdf2 do with all that they are given.
 //
 // It takes time in proportion to the parts' length and tells nothing but that. A
 // secret that can be guessed can be guessed from its Sum.
