@@ -104,7 +104,13 @@ bench-docs: bench ## The same, written into docs/performance.md with its picture
 BENCHCOUNT ?= 1
 .PHONY: bench-go
 bench-go: deps-test ## Go benchmarks of the parts, with allocations (BENCHCOUNT=10 for benchstat)
-	go test -run '^$$' -bench . -benchmem -count $(BENCHCOUNT) ./keycache ./plugin ./hsm/wire ./hsm ./internal/metrics ./internal/secret
+	go test -run '^$$' -bench . -benchmem -count $(BENCHCOUNT) ./keycache ./plugin ./hsm/wire ./hsm ./internal/audit ./internal/metrics ./internal/secret
+
+.PHONY: bench-audit
+bench-audit: deps-test ## What the audit trail costs: a million records written and verified, and each request
+	go test -run '^$$' -bench Million -benchtime 1x ./internal/audit
+	go test -run '^$$' -bench Record -benchmem ./internal/audit
+	go test -run '^$$' -bench Request -benchmem ./plugin
 
 .PHONY: bench-apiserver
 bench-apiserver: deps-run build bin/kekd-faults.so ## Measure creates and lists of 10,000 Secrets at a real kube-apiserver (FLAGS=-update: into docs/performance.md)
@@ -142,6 +148,16 @@ soak: deps-test build bin/kekd-faults.so ## 64 callers for ten minutes, a fault 
 .PHONY: e2e-hardening
 e2e-hardening: deps-hardening build ## Look at a running kekd's processes, memory and system calls (as root)
 	cd e2e && CI=true $(E2E_BINARIES) go test -count=1 -timeout=15m -v ./hardening/...
+
+.PHONY: rules
+rules: deps-watch ## Check and test the rules and alerts of manifests/prometheus (promtool, amtool)
+	cd manifests/prometheus && promtool check config prometheus.yaml && promtool check rules rules/*.yaml alerts/*.yaml && \
+	  promtool test rules tests/*.yaml && amtool check-config alertmanager.yaml
+	CI=true go test -count=1 -run 'Alert|Rule|Inhibit' ./manifests
+
+.PHONY: watch
+watch: deps-watch build bin/kekd-faults.so ## Break kekd under a real Prometheus and Alertmanager, and see the alerts (docs/metrics.md is held against it too)
+	cd e2e && CI=true $(E2E_BINARIES) go test -count=1 -timeout=15m -v ./watch/... $(FLAGS)
 
 .PHONY: fips
 fips: deps-test ## Build bin/fips with the certified Go Cryptographic Module and test it in FIPS 140-3 mode (as root)
@@ -187,14 +203,15 @@ clean: ## Remove what the targets built in the checkout
 	rm -rf bin dist .run .run-bench
 
 # Debian packages. Only what is missing is installed, by root or through sudo.
-.PHONY: deps deps-build deps-run deps-test deps-hardening deps-image
+.PHONY: deps deps-build deps-run deps-test deps-watch deps-hardening deps-image
 deps: deps-test ## Install the Debian packages that building and testing need
 deps-build: PACKAGES := gcc libc6-dev git
 deps-run:   PACKAGES := gcc libc6-dev git softhsm2
 deps-test:  PACKAGES := gcc libc6-dev git softhsm2 opensc openssl libnss3 libnss3-tools opencryptoki systemd
+deps-watch: PACKAGES := gcc libc6-dev git softhsm2 opensc prometheus prometheus-alertmanager
 deps-hardening: PACKAGES := gcc libc6-dev git softhsm2 systemd strace
 deps-image: PACKAGES := gcc libc6-dev git jq docker.io iptables iproute2 debootstrap procps
-deps-build deps-run deps-test deps-hardening deps-image:
+deps-build deps-run deps-test deps-watch deps-hardening deps-image:
 	@missing=""; for p in $(PACKAGES); do \
 	  dpkg-query -W -f='$${Status}' "$$p" 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then \

@@ -87,7 +87,7 @@ func TestTmpfiles(t *testing.T) {
 	if _, err := (secret.FileSource{Path: pin}).Read(); err != nil {
 		t.Error(err)
 	}
-	for _, of := range []string{socketDir(), config.Default().StateDir, configDir + "/pin", tokenDir} {
+	for _, of := range []string{socketDir(), config.Default().StateDir, auditDir, configDir + "/pin", tokenDir} {
 		if e := entries[of]; e.owner != "kekd" || e.group != "kekd" {
 			t.Errorf("%s is %v: kekd must be able to use it", of, e)
 		}
@@ -131,6 +131,7 @@ func TestService(t *testing.T) {
 		"Service.RuntimeDirectory":         path.Base(socketDir()),
 		"Service.RuntimeDirectoryPreserve": "yes", // pods have it mounted
 		"Service.StateDirectory":           path.Base(config.Default().StateDir),
+		"Service.LogsDirectory":            path.Base(auditDir),
 		"Service.Restart":                  "always",
 		"Service.KillMode":                 "mixed",    // the worker serves until kekd has drained
 		"Service.OOMPolicy":                "continue", // the worker's death is no reason to stop kekd
@@ -299,6 +300,9 @@ func TestConfigs(t *testing.T) {
 			if c.Socket.Path != d.Socket.Path || c.StateDir != d.StateDir || c.HTTP != d.HTTP {
 				t.Error("moves what pod and unit expect at its default")
 			}
+			if c.Audit.Dir != auditDir {
+				t.Errorf("audit.dir is %q, and pod and unit have %s", c.Audit.Dir, auditDir)
+			}
 			overlay := strings.TrimSuffix(filepath.Base(file), ".yaml")
 			if _, ok := overlays[overlay]; !ok {
 				return // systemd's, which sees the whole node
@@ -310,7 +314,7 @@ func TestConfigs(t *testing.T) {
 			if overlay == "softhsm" {
 				dirs = append(dirs, "/usr/lib/softhsm/") // the image's
 			}
-			paths := []string{c.HSM.Module, c.HSM.PINFile}
+			paths := []string{c.HSM.Module, c.HSM.PINFile, c.Audit.Dir}
 			for _, value := range c.HSM.Env {
 				paths = append(paths, value)
 			}

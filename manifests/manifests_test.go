@@ -26,6 +26,7 @@ const uid = 65529
 const (
 	configDir      = "/etc/kekd"
 	tokenDir       = "/var/lib/softhsm/tokens"
+	auditDir       = "/var/log/kekd"
 	encryptionFile = "/etc/kubernetes/kms/encryption.yaml"
 )
 

@@ -210,7 +210,7 @@ func checkSecurity(t *testing.T, p corev1.Pod) {
 // the pod does, and is writable only where kekd writes.
 func checkMounts(t *testing.T, p corev1.Pod, more map[string]bool) {
 	t.Helper()
-	want := map[string]bool{configDir: true, config.Default().StateDir: false, socketDir(): false}
+	want := map[string]bool{configDir: true, config.Default().StateDir: false, socketDir(): false, auditDir: false}
 	maps.Copy(want, more)
 	got := map[string]bool{}
 	volumes := map[string]corev1.Volume{}
@@ -322,7 +322,7 @@ func TestKind(t *testing.T) {
 	node := map[string]bool{}
 	for _, m := range k.Nodes[0].ExtraMounts {
 		node[m.ContainerPath] = true
-		if m.ReadOnly == slices.Contains([]string{tokenDir, config.Default().StateDir}, m.ContainerPath) {
+		if m.ReadOnly == slices.Contains([]string{tokenDir, config.Default().StateDir, auditDir}, m.ContainerPath) {
 			t.Errorf("%s is read-only: %v", m.ContainerPath, m.ReadOnly)
 		}
 		if !strings.Contains(script, strings.TrimPrefix(m.HostPath, "./")) || path.IsAbs(m.HostPath) {

@@ -40,7 +40,8 @@ func asInAPod() harness.Confinement { return harness.Confinement{UID: uid, Memlo
 // newKekd is a daemon on a token of its own, confined and not started.
 func newKekd(t *testing.T, c harness.Confinement) *harness.Kekd {
 	t.Helper()
-	k := harness.NewKekd(t, harness.NewToken(t), harness.KekdOptions{})
+	k := harness.NewKekd(t, harness.NewToken(t), harness.KekdOptions{Audit: "continue"})
+	k.Command(t, "audit", "key", "create", "--yes")
 	k.Confine(t, c)
 	return k
 }

@@ -195,6 +195,15 @@ func TestKubeadm(t *testing.T) {
 		c.wants(t, 10*time.Second, "before", "after", "load-0-0")
 	})
 
+	run("what was done is on record", func(t *testing.T) {
+		t.Log(c.step(t, node, "kubeadm-audit"))
+		for _, operation := range []string{"create", "create-audit-key", "encrypt", "wrap", "publish"} {
+			if out := c.on(t, node, "kekctl audit query --result ok --operation "+operation); !strings.Contains(out, operation) {
+				t.Errorf("no %s is on record: %q", operation, out)
+			}
+		}
+	})
+
 	run("kekd's pod is killed", func(t *testing.T) {
 		stop := c.outages(t, "kekd killed", "before")
 		c.on(t, node, "kill -9 $(pgrep -x kekd)")

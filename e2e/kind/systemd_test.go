@@ -35,6 +35,9 @@ func TestSystemd(t *testing.T) {
 		t.Errorf("etcd has %.40q", v)
 	}
 
+	// kekd in its sandbox and kekctl outside write to one directory.
+	t.Log(c.step(t, node, "kubeadm-audit"))
+
 	out := c.on(t, node, "systemd-analyze security --no-pager kekd.service")
 	m := regexp.MustCompile(`Overall exposure level for kekd.service: ([0-9]+)\.([0-9])`).FindStringSubmatch(out)
 	if m == nil {

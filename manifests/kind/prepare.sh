@@ -16,7 +16,7 @@ user=65529
 install -d -- "$1"
 cd -- "$1"
 [[ ! -e tokens ]] || { echo "prepare.sh: there is a token in $PWD already; remove the directory or name another" >&2; exit 1; }
-install -d -o "$user" -g "$user" -m 0700 etc-kekd state tokens
+install -d -o "$user" -g "$user" -m 0700 etc-kekd state audit tokens
 install -d -m 0700 kms
 
 install -m 0644 -- "$manifests/config/softhsm.yaml" etc-kekd/config.yaml
@@ -34,9 +34,10 @@ docker save --output image.tar "$image"
 kekd() { # PROGRAM ARGUMENT... as kekd's user, with kekd's files
   docker run --rm --network none --user "$user:$user" --env SOFTHSM2_CONF=/etc/kekd/softhsm2.conf \
     --volume "$PWD/etc-kekd:/etc/kekd:ro" --volume "$PWD/state:/var/lib/kekd" \
-    --volume "$PWD/tokens:/var/lib/softhsm/tokens" --entrypoint "$1" "$image" "${@:2}"
+    --volume "$PWD/audit:/var/log/kekd" --volume "$PWD/tokens:/var/lib/softhsm/tokens" --entrypoint "$1" "$image" "${@:2}"
 }
 # The PIN shows in the list of processes for a moment; the token is for trials.
 kekd softhsm2-util --init-token --free --label kekd --pin "$pin" --so-pin "$pin" >/dev/null
 kekd kekctl key create --yes
+kekd kekctl audit key create --yes
 echo "Now: cd $PWD && kind create cluster --config kind.yaml"
