@@ -2,64 +2,14 @@ package outages
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"kekd/e2e/internal/harness"
 )
-
-// auditDisk gives a daemon's audit trail a file system of its own, of 1 MiB.
-func auditDisk(t *testing.T) func(*harness.Kekd) {
-	return func(k *harness.Kekd) {
-		t.Helper()
-		kept := filepath.Join(t.TempDir(), "kept") // what kekctl has written there
-		if err := os.CopyFS(kept, os.DirFS(k.AuditDir())); err != nil {
-			t.Fatal(err)
-		}
-		if err := unix.Mount("kekd-outages", k.AuditDir(), "tmpfs", 0, "size=1m,mode=0700"); err != nil {
-			t.Fatalf("mount a small file system: %v; run this as root, who may", err)
-		}
-		t.Cleanup(func() {
-			if err := unix.Unmount(k.AuditDir(), unix.MNT_DETACH); err != nil {
-				t.Errorf("unmount the small file system: %v", err)
-			}
-		})
-		if err := os.CopyFS(k.AuditDir(), os.DirFS(kept)); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// fillAudit takes all room on the disk of the trail.
-func fillAudit(t *testing.T, k *harness.Kekd) (free func()) {
-	t.Helper()
-	path := filepath.Join(k.AuditDir(), "ballast")
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for err == nil {
-		_, err = f.Write(make([]byte, 4096))
-	}
-	if closed := f.Close(); !errors.Is(err, syscall.ENOSPC) || closed != nil {
-		t.Fatalf("fill the disk: %v, %v", err, closed)
-	}
-	return func() {
-		t.Helper()
-		if err := os.Remove(path); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
 
 // verified is what kekctl audit verify prints; it must succeed.
 func verified(t *testing.T, k *harness.Kekd) string {
@@ -85,10 +35,10 @@ func auditFails(t *testing.T, k *harness.Kekd, part string, want float64) {
 // With continue the requests go on, and the trail says how many records it lacks.
 func TestDiskFullUnderTheAuditTrail(t *testing.T) {
 	t.Parallel()
-	n := started(t, harness.NewToken(t), harness.KekdOptions{Audit: "continue"}, auditDisk(t))
+	n := started(t, harness.NewToken(t), harness.KekdOptions{Audit: "continue"}, func(k *harness.Kekd) { k.AuditDisk(t) })
 	n.Command(t, "audit", "key", "create", "--yes")
 	auditFails(t, n.Kekd, "sign", 0)
-	free := fillAudit(t, n.Kekd)
+	free := n.FillAudit(t)
 	for range 20 {
 		n.expect(t, healthy...)
 	}
@@ -108,9 +58,9 @@ func TestDiskFullUnderTheAuditTrail(t *testing.T) {
 // With block nothing is answered that can't go on record.
 func TestDiskFullUnderTheAuditTrailThatBlocks(t *testing.T) {
 	t.Parallel()
-	n := started(t, harness.NewToken(t), harness.KekdOptions{Audit: "block"}, auditDisk(t))
+	n := started(t, harness.NewToken(t), harness.KekdOptions{Audit: "block"}, func(k *harness.Kekd) { k.AuditDisk(t) })
 	n.Command(t, "audit", "key", "create", "--yes")
-	free := fillAudit(t, n.Kekd)
+	free := n.FillAudit(t)
 	const withheld = "Unavailable: the audit trail cannot be written"
 	n.await(t, soon, "OK", withheld, withheld, withheld)
 	for range 5 {

@@ -68,6 +68,7 @@ func TestAlerts(t *testing.T) {
 	var scenes []*scene
 	for _, make := range []func(*testing.T) *scene{
 		healthy, outage, slow, refusedPIN, revoked, restarts, rotated, stuck, strangers, crowd, deaf, cold, down,
+		fullTrail, unsignedTrail, lax, wornOut,
 	} {
 		if s := make(t); *only == "" || slices.Contains(strings.Split(*only, ","), s.name) {
 			scenes = append(scenes, s)
@@ -265,6 +266,7 @@ func (p *pager) causes(cluster string) []string {
 var (
 	windowPattern = regexp.MustCompile(`\[(\d+)([smhd])\]`)
 	offsetPattern = regexp.MustCompile(`offset (\d+)([smhd])`)
+	agePattern    = regexp.MustCompile(`(time\(\) - .* > )(\d+)\n`)
 	forPattern    = regexp.MustCompile(`(?m)^(\s+)for: (\d+)([smhd])$`)
 )
 
@@ -282,6 +284,12 @@ func quick(text string) string {
 	text = offsetPattern.ReplaceAllStringFunc(text, func(s string) string {
 		m := offsetPattern.FindStringSubmatch(s)
 		return "offset " + shorter(m[1], m[2], leastFor)
+	})
+	text = agePattern.ReplaceAllStringFunc(text, func(s string) string {
+		m := agePattern.FindStringSubmatch(s)
+		seconds, _ := strconv.Atoi(m[2])
+		// Never less than two of the harness's checkpoints, which come each second.
+		return fmt.Sprintf("%s%d\n", m[1], max(seconds/quicker, 3))
 	})
 	return forPattern.ReplaceAllStringFunc(text, func(s string) string {
 		m := forPattern.FindStringSubmatch(s)
@@ -360,7 +368,11 @@ func background(t *testing.T, pace time.Duration, f func(ctx context.Context)) {
 // node is a daemon that is ready, and an API server that asks it four times a second.
 func node(t *testing.T, token *harness.Token, o harness.KekdOptions) *harness.Kekd {
 	t.Helper()
-	k := harness.NewKekd(t, token, o)
+	return started(t, harness.NewKekd(t, token, o))
+}
+
+func started(t *testing.T, k *harness.Kekd) *harness.Kekd {
+	t.Helper()
 	k.StartReady(t)
 	asked(t, k)
 	return k
@@ -457,14 +469,20 @@ func revoked(t *testing.T) *scene {
 	return &scene{
 		name: "revoked", nodes: []*harness.Kekd{k},
 		breaks: func(ctx context.Context, t *testing.T) {
-			cmd := exec.CommandContext(ctx, "pkcs11-tool", "--module", k.Token.Module, "--token-label", k.Token.Label,
-				"--login", "--pin", readFile(t, k.Token.PINFile), "--delete-object", "--type", "secrkey", "--id", id)
-			cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+k.Token.Conf)
-			if out, err := cmd.CombinedOutput(); err != nil {
-				t.Errorf("delete the key: %v\n%s", err, out)
-			}
+			otherTool(ctx, t, k, "--delete-object", "--type", "secrkey", "--id", id)
 		},
 		fires: []string{"KekdRevoked"}, pages: []string{"health"},
+	}
+}
+
+// otherTool has pkcs11-tool do something to the token.
+func otherTool(ctx context.Context, t *testing.T, k *harness.Kekd, args ...string) {
+	cmd := exec.CommandContext(ctx, "pkcs11-tool", append([]string{
+		"--module", k.Token.Module, "--token-label", k.Token.Label, "--login", "--pin", readFile(t, k.Token.PINFile),
+	}, args...)...)
+	cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+k.Token.Conf)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("pkcs11-tool %v: %v\n%s", args, err, out)
 	}
 }
 
@@ -529,15 +547,7 @@ func connect(ctx context.Context, k *harness.Kekd) (net.Conn, error) {
 // own user.
 func strangers(t *testing.T) *scene {
 	k := harness.NewKekd(t, harness.NewToken(t), harness.KekdOptions{})
-	config := readFile(t, k.ConfigFile())
-	listed := fmt.Sprintf("allowedUIDs: [%d]", os.Getuid())
-	if !strings.Contains(config, listed) {
-		t.Fatalf("the configuration lacks %s", listed)
-	}
-	config = strings.Replace(config, listed, fmt.Sprintf("allowedUIDs: [%d]", os.Getuid()+1), 1)
-	if err := os.WriteFile(k.ConfigFile(), []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	replaceInConfig(t, k, fmt.Sprintf("allowedUIDs: [%d]", os.Getuid()), fmt.Sprintf("allowedUIDs: [%d]", os.Getuid()+1))
 	k.StartReady(t)
 	return &scene{
 		name: "strangers", nodes: []*harness.Kekd{k},

@@ -47,6 +47,8 @@ func StartPrometheus(tb testing.TB, config string) *Prometheus {
 	p.service = newService(tb, "prometheus", WatcherBinary(tb, "prometheus"), []string{
 		"--config.file=" + config, "--web.listen-address=" + address,
 		"--storage.tsdb.path=" + filepath.Join(shortDir(tb), "data"),
+		// An alert that fires before the Alertmanager is known is not sent for a minute.
+		"--rules.alert.resend-delay=5s",
 	}, nil)
 	p.service.start(tb)
 	awaitWatcher(tb, p.service, p.URL)
