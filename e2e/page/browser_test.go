@@ -93,6 +93,9 @@ type seen struct {
 	// complaints are what it wrote to its console or held against the page.
 	complaints []string
 
+	// picture is a PNG of the whole page.
+	picture []byte
+
 	Title string
 	Text  string // as a reader sees it
 	// Findings are what is wrong with the layout.
@@ -114,7 +117,6 @@ func visit(t *testing.T, browser context.Context, url, name string, l look) *see
 	limited, cancel := context.WithTimeout(tab, pageWithin)
 	defer cancel()
 	s := &seen{}
-	var picture []byte
 	var found string
 	var hearing sync.WaitGroup
 	err := chromedp.Do(limited, chromedp.Func(func(ctx context.Context, tab *chromedp.Target) (err error) {
@@ -140,7 +142,7 @@ func visit(t *testing.T, browser context.Context, url, name string, l look) *see
 		do(err)
 		beyond := true
 		shot, err := cdp.Call(ctx, tab, page.CaptureScreenshot, page.CaptureScreenshotParams{CaptureBeyondViewport: &beyond})
-		picture = shot.Data
+		s.picture = shot.Data
 		return err
 	}))
 	closeTab() // after which no more is heard
@@ -148,7 +150,7 @@ func visit(t *testing.T, browser context.Context, url, name string, l look) *see
 	if err != nil || found == "" {
 		t.Fatalf("%s, %v: %v", name, l, err)
 	}
-	keep(t, name+"-"+l.String()+".png", picture)
+	keep(t, name+"-"+l.String()+".png", s.picture)
 	if err := json.Unmarshal([]byte(found), s); err != nil {
 		t.Fatal(err)
 	}
