@@ -10,6 +10,7 @@ import (
 	"kekd/internal/health"
 	"kekd/internal/history"
 	"kekd/internal/httpapi"
+	"kekd/internal/version"
 )
 
 // view is what the template shows. Everything is spelled out here, so that the
@@ -19,11 +20,12 @@ type view struct {
 	Reload string // in seconds; empty for never
 	Icon   template.URL
 
-	Node, Version string
-	Build         string
-	Now           moment
-	Uptime        string
-	Started       moment
+	Node string
+	// Version is the short one, Build what it was built from.
+	Version, Build string
+	Now            moment
+	Uptime         string
+	Started        moment
 
 	Health    healthView
 	Attention []finding
@@ -80,7 +82,7 @@ type healthView struct {
 func newView(s httpapi.Status, r history.Reading, broken error, f Facts) view {
 	now := s.Time
 	v := view{
-		Node: f.Node, Version: s.Version.Version, Build: s.Version.String(), Icon: iconOf(s.Health.State),
+		Node: f.Node, Version: s.Version.Version, Build: buildOf(s.Version), Icon: iconOf(s.Health.State),
 		Now: at(now, now), Uptime: span(now.Sub(f.Started)), Started: at(f.Started, now),
 		Health: newHealth(s, r.Now, f), Ring: newRing(s, r, f), Seeds: newSeeds(s, r, f), HSM: newHSM(s, r.Now), Audit: newAudit(r, f, now),
 		Interval: span(history.Interval),
@@ -102,6 +104,16 @@ func newView(s httpapi.Status, r history.Reading, broken error, f Facts) view {
 		}
 	}
 	return v
+}
+
+// buildOf tells what a version was built from.
+func buildOf(v version.Info) string {
+	day, _, _ := strings.Cut(v.Time, "T")
+	text := "commit " + shorten(v.Revision, 12, 0) + " of " + day
+	if v.FIPS140 != "" {
+		text += ", FIPS 140-3 module " + v.FIPS140
+	}
+	return text
 }
 
 // at spells a time; the zero time is nothing.
