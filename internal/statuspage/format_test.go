@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"kekd/internal/version"
 )
 
 func TestWords(t *testing.T) {
@@ -20,6 +22,8 @@ func TestWords(t *testing.T) {
 		{percent(0, 0), none}, {percent(0, 9), "0 %"}, {percent(9, 9), "100 %"}, {percent(1, 1e6), "< 0.1 %"}, {percent(1e6-1, 1e6), "> 99.9 %"}, {percent(1, 3), "33.3 %"},
 		{shortKeyID("k8s-kek/01000000006b079ac6519bff2bcf76e3a1/203065"), "k8s-kek/01…cf76e3a1/203065"}, {shortKeyID("k/02/aabbcc"), "k/02/aabbcc"},
 		{shortKeyID(strings.Repeat("x", 40)), "xxxxxxxxxxxx…xxxxxxxxxxxx"}, {shortKeyID(""), ""},
+		{buildOf(version.Info{Revision: "unknown", Time: "unknown"}), ""},
+		{buildOf(version.Info{Revision: "1f2e3d4c5b6a79881726354453627180deadbeef-dirty", Time: "2026-10-30T09:12:44Z", FIPS140: "v1.26.0"}), "commit 1f2e3d4c5b6a… of 30 Oct 2026, changed since, FIPS 140-3 module v1.26.0"},
 		{at(noon.Add(300*ms), noon).Ago, "just now"}, {at(noon.Add(2*time.Second), noon).Ago, "in 2 s"}, {at(noon.Add(-2*time.Second), noon).Ago, "2 s ago"},
 		{at(noon.Add(-time.Second), noon).Clock, "11:59:59 UTC"}, {at(noon.Add(-13*h), noon).Clock, "1 Nov 2026, 23:00 UTC"}, {at(time.Time{}, noon).Clock, ""},
 	}

@@ -106,10 +106,17 @@ func newView(s httpapi.Status, r history.Reading, broken error, f Facts) view {
 	return v
 }
 
-// buildOf tells what a version was built from.
+// buildOf tells what a version was built from; nothing where the build does not tell.
 func buildOf(v version.Info) string {
-	day, _, _ := strings.Cut(v.Time, "T")
-	text := "commit " + shorten(v.Revision, 12, 0) + " of " + day
+	made, err := time.Parse(time.RFC3339, v.Time)
+	if err != nil {
+		return ""
+	}
+	revision, dirty := strings.CutSuffix(v.Revision, "-dirty")
+	text := "commit " + shorten(revision, 12, 0) + " of " + made.UTC().Format("2 Jan 2006")
+	if dirty {
+		text += ", changed since"
+	}
 	if v.FIPS140 != "" {
 		text += ", FIPS 140-3 module " + v.FIPS140
 	}
