@@ -16,6 +16,7 @@ import (
 	"kekd/hsm/wire"
 	"kekd/internal/config"
 	"kekd/internal/health"
+	"kekd/internal/history"
 	"kekd/internal/httpapi"
 	"kekd/internal/kek"
 	"kekd/internal/logging"
@@ -58,6 +59,8 @@ type daemon struct {
 	prober  *health.Prober
 	watcher *rotation.Watcher
 	trail   *trail
+	history *history.Recorder
+	started time.Time
 	server  *plugin.Server
 	socket  *plugin.Socket
 	http    net.Listener // nil when it is turned off
@@ -139,13 +142,15 @@ func assemble(ctx context.Context, cfg config.Config, loggers logging.Loggers) (
 			return nil, err
 		}
 	}
-	watch := &observer{Metrics: d.metrics}
+	d.started = now()
+	d.history = newHistory(d.metrics, loggers.Log)
+	watch := &observer{Metrics: d.metrics, history: d.history}
 	tokenConfig, err := setup.Token(cfg, store, loggers.Log, watch)
 	if err != nil {
 		return nil, err
 	}
 	d.token = hsm.New(tokenConfig)
-	if d.trail, err = openTrail(cfg, d.token, store, loggers.Log, d.metrics); err != nil {
+	if d.trail, err = openTrail(cfg, d.token, store, loggers.Log, watch); err != nil {
 		return nil, err
 	}
 	watch.trail = d.trail
@@ -159,7 +164,7 @@ func assemble(ctx context.Context, cfg config.Config, loggers logging.Loggers) (
 		Current:    d.current,
 		Clock:      now,
 		Logger:     loggers.Log.Named("health"),
-		Observer:   d.metrics,
+		Observer:   watch,
 	})
 	d.metrics.CollectGrace(func() time.Time { return d.monitor.Report().CoastingUntil })
 	d.prober = health.NewProber(health.ProberConfig{
@@ -254,10 +259,16 @@ func (d *daemon) run(ctx context.Context) error {
 	parts, failed := errgroup.WithContext(ctx)
 	parts.Go(func() error { return d.server.Run(d.socket) })
 	if d.http != nil {
-		handler := httpapi.NewHandler(d, d.metrics.Gatherer(), d.log.Named("http"))
+		handler := httpapi.NewHandler(d, d.metrics.Gatherer(), d.log.Named("http"), d.pageOptions()...)
 		parts.Go(func() error { return httpapi.Serve(httpContext, d.http, handler, d.log.Named("http")) })
 	}
 	var work errgroup.Group
+	if d.http != nil {
+		work.Go(func() error {
+			d.history.Run(background)
+			return nil
+		})
+	}
 	work.Go(func() error {
 		d.watcher.Run(background)
 		return nil
@@ -317,6 +328,8 @@ func (d *daemon) notify(err error) {
 // right again, so that the health does not lag behind by a probe's interval.
 type observer struct {
 	*metrics.Metrics
+	// history is what the status page shows.
+	history *history.Recorder
 	// prober and trail are set before anything runs.
 	prober *health.Prober
 	trail  *trail
@@ -334,17 +347,20 @@ func (o *observer) HSMOperation(op, result string, elapsed time.Duration) {
 // SetRing implements rotation.Observer.
 func (o *observer) SetRing(r *kek.Ring) {
 	o.Metrics.SetRing(r)
+	o.history.SetRing(r)
 	o.trail.sawRing(r)
 }
 
 // Breaker implements keycache.Observer.
 func (o *observer) Breaker(open bool) {
 	o.Metrics.Breaker(open)
+	o.history.Breaker(open)
 	o.prober.Kick()
 }
 
 // HSMWorkerRestart implements hsm.Observer.
 func (o *observer) HSMWorkerRestart(reason string) {
 	o.Metrics.HSMWorkerRestart(reason)
+	o.history.HSMWorkerRestart(reason)
 	o.prober.Kick()
 }

@@ -22,7 +22,8 @@
 //	killworker              kill the HSM worker and wait for the next one
 //	logged PATTERN          the log since start has a line that matches
 //	readyz CODE PATTERN     what /readyz answers
-//	get PATH [PATTERN]      print what the HTTP endpoint answers, which must match
+//	get [-H HEADER] PATH [PATTERN]
+//	                        print what the HTTP endpoint answers, which must match
 //	kms [FLAGS] CALL        call the socket as kube-apiserver does, see kms.go
 //	exits CODE PROGRAM ...  run a program that ends with this code
 //	record PROGRAM ...      run a program, whatever it ends with, and keep its output

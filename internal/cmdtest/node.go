@@ -2,6 +2,7 @@ package cmdtest
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -271,14 +272,19 @@ func cmdReadyz(s *script, ts *testscript.TestScript, args []string) (output, err
 }
 
 func cmdGet(s *script, ts *testscript.TestScript, args []string) (output, error) {
+	var header [2]string // of no name
+	if len(args) > 2 && args[0] == "-H" {
+		name, value, _ := strings.Cut(args[1], ": ")
+		header, args = [2]string{name, value}, args[2:]
+	}
 	if len(args) != 1 && len(args) != 2 {
-		return output{}, usageError("get PATH [PATTERN]")
+		return output{}, usageError("get [-H HEADER] PATH [PATTERN]")
 	}
 	re, err := regexp.Compile("(?m)" + strings.Join(args[1:], ""))
 	if err != nil {
 		return output{}, usageError("get: " + err.Error())
 	}
-	code, body, err := s.node(ts).get(args[0])
+	code, body, err := s.node(ts).ask(args[0], header)
 	if err == nil && (code != http.StatusOK || !re.Match(body)) {
 		err = fmt.Errorf("%s: %d\n%s", args[0], code, body)
 	}
@@ -286,10 +292,22 @@ func cmdGet(s *script, ts *testscript.TestScript, args []string) (output, error)
 }
 
 // get asks the HTTP endpoint.
-func (n *node) get(path string) (code int, body []byte, err error) {
+func (n *node) get(path string) (code int, body []byte, err error) { return n.ask(path, [2]string{}) }
+
+// ask is get with a header, unless its name is empty.
+func (n *node) ask(path string, header [2]string) (code int, body []byte, err error) {
+	request, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://"+n.address+path, http.NoBody)
+	if err != nil {
+		return 0, nil, err
+	}
+	if header[0] == "Host" {
+		request.Host = header[1]
+	} else if header[0] != "" {
+		request.Header.Set(header[0], header[1])
+	}
 	client := http.Client{Timeout: 5 * time.Second}
 	defer client.CloseIdleConnections()
-	resp, err := client.Get("http://" + n.address + path)
+	resp, err := client.Do(request)
 	if err != nil {
 		return 0, nil, err
 	}

@@ -40,7 +40,8 @@ type Socket struct {
 	RequestTimeout time.Duration `yaml:"requestTimeout"`
 }
 
-// HTTP is the read-only endpoint of /livez, /readyz, /metrics and /status.
+// HTTP is the read-only endpoint of /livez, /readyz, /metrics and /status, and of the
+// status page at /.
 type HTTP struct {
 	// Address is IP:PORT or localhost:PORT to listen on; port 0 takes a free one.
 	// Empty turns the endpoint off.

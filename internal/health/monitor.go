@@ -15,8 +15,9 @@ import (
 // Observer is told of what happens, for metrics. Its methods are called with the
 // Monitor's lock held: they must be quick and must not call the Monitor.
 type Observer interface {
-	// HealthChanged reports a transition between two states.
-	HealthChanged(from, to string)
+	// HealthChanged reports a transition between two states. The reason is that of
+	// the Report: a text of a closed set, empty for state ready.
+	HealthChanged(from, to, reason string)
 	// HealthSucceeded reports that the HSM proved to work at this time.
 	HealthSucceeded(at time.Time)
 }
@@ -199,7 +200,7 @@ func (m *Monitor) update(now time.Time, fields ...zap.Field) {
 		return
 	}
 	if v.state != old.state && m.cfg.Observer != nil {
-		m.cfg.Observer.HealthChanged(string(old.state), string(v.state))
+		m.cfg.Observer.HealthChanged(string(old.state), string(v.state), v.reason)
 	}
 	fields = append(fields, zap.String("from", string(old.state)), zap.String("to", string(v.state)))
 	if v.reason != "" {

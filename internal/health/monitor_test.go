@@ -38,7 +38,9 @@ type recorder struct {
 	success time.Time
 }
 
-func (r *recorder) HealthChanged(from, to string)  { r.changes = append(r.changes, from+">"+to) }
+func (r *recorder) HealthChanged(from, to, reason string) {
+	r.changes = append(r.changes, strings.TrimSuffix(from+">"+to+": "+reason, ": "))
+}
 func (r *recorder) HealthSucceeded(at time.Time)   { r.success = at }
 func (r *rig) advance(d time.Duration)             { r.now = r.now.Add(d) }
 func (r *rig) publish(keyID string)                { r.current = keyID; r.Published(keyID) }
@@ -223,7 +225,10 @@ func TestTransitionsAreToldOnce(t *testing.T) {
 	r.Revoked(kek.ErrRevoked)
 	r.Revoked(kek.ErrRevoked)
 
-	want := []string{"starting>ready", "ready>coasting", "coasting>unready", "unready>ready", "ready>revoked"}
+	want := []string{
+		"starting>ready", "ready>coasting: the HSM is unavailable", "coasting>unready: the HSM is unavailable", "unready>ready",
+		"ready>revoked: the KEK is disabled, scheduled for destruction or gone",
+	}
 	if diff := cmp.Diff(want, r.events.changes); diff != "" {
 		t.Errorf("transitions observed (-want +got):\n%s", diff)
 	}

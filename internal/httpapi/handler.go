@@ -32,8 +32,9 @@ const (
 	refreshTimeout = 2 * time.Second
 )
 
-// index is what / says.
+// index is what / says to programs, and to all where there is no page.
 const index = `kekd
+/         for browsers: how kekd is, in one page
 /livez    is the process alive
 /readyz   may Kubernetes write
 /status   health, key ring, seeds, token, version (JSON)
@@ -41,27 +42,56 @@ const index = `kekd
 /metrics  for Prometheus
 `
 
+// Option changes what NewHandler returns.
+type Option func(*options)
+
+type options struct {
+	page  http.Handler // nil for none
+	local bool
+}
+
+// WithPage has a page for people at /. Whoever does not ask for text/html by name
+// gets the list of paths there still.
+func WithPage(page http.Handler) Option { return func(o *options) { o.page = page } }
+
+// Local refuses requests whose Host is the name of somebody's web site, see the
+// package's documentation. It is for an endpoint on loopback.
+func Local() Option { return func(o *options) { o.local = true } }
+
 // NewHandler returns the handler of all paths.
-func NewHandler(source Source, gatherer prometheus.Gatherer, log *zap.Logger) http.Handler {
+func NewHandler(source Source, gatherer prometheus.Gatherer, log *zap.Logger, opts ...Option) http.Handler {
+	var o options
+	for _, opt := range opts {
+		opt(&o)
+	}
+	guard := func(next http.HandlerFunc) http.HandlerFunc { return next }
+	if o.local {
+		guard = localOnly
+	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /{$}", guard(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Vary", "Accept")
+		if o.page != nil && wantsHTML(r) {
+			o.page.ServeHTTP(w, r)
+			return
+		}
 		text(w, http.StatusOK, index)
-	})
+	}))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		text(w, http.StatusOK, "ok\n")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		ready(w, source.Report())
 	})
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /status", guard(func(w http.ResponseWriter, _ *http.Request) {
 		status(w, source.Status(), log)
-	})
-	mux.HandleFunc("POST /refresh", func(w http.ResponseWriter, r *http.Request) {
+	}))
+	mux.HandleFunc("POST /refresh", guard(func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), refreshTimeout)
 		defer cancel()
 		source.Refresh(ctx)
 		status(w, source.Status(), log)
-	})
+	}))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{
 		ErrorLog:            zap.NewStdLog(log),
 		MaxRequestsInFlight: maxScrapes,

@@ -36,8 +36,9 @@ func (h *healthMetrics) all() []prometheus.Collector {
 	return []prometheus.Collector{h.healthy, h.state, h.transitions, h.lastSuccess}
 }
 
-// HealthChanged implements health.Observer. from is empty for the first state.
-func (m *Metrics) HealthChanged(from, to string) {
+// HealthChanged implements health.Observer. from is empty for the first state. The
+// reason is for /status and the log.
+func (m *Metrics) HealthChanged(from, to, _ string) {
 	for _, s := range health.States() {
 		m.health.state.WithLabelValues(string(s)).Set(truth(string(s) == to))
 	}

@@ -52,7 +52,7 @@ func New(build version.Info, clock func() time.Time) *Metrics {
 	m.registry.MustRegister(m.health.all()...)
 	m.registry.MustRegister(m.looks.all()...)
 	m.registry.MustRegister(m.audit.all()...)
-	m.HealthChanged("", string(health.Starting))
+	m.HealthChanged("", string(health.Starting), "")
 	return m
 }
 

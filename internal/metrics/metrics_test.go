@@ -48,7 +48,7 @@ func exercised() *Metrics {
 	m.HSMWorkerStartFailed("token")
 	m.HSMSessions(3, 4, 1)
 	m.HSMLatched(true)
-	m.HealthChanged("starting", "ready")
+	m.HealthChanged("starting", "ready", "")
 	m.HealthSucceeded(now)
 	m.SetRing(testRing())
 	m.CollectSeeds(func() Seeds {
@@ -158,7 +158,7 @@ func TestHealth(t *testing.T) {
 	from := ""
 	for _, s := range []health.State{health.Starting, health.Ready, health.Coasting, health.Unready, health.Revoked} {
 		if from != "" {
-			m.HealthChanged(from, string(s))
+			m.HealthChanged(from, string(s), "")
 		}
 		from = string(s)
 		var want []string
@@ -271,7 +271,7 @@ func TestConcurrentUse(t *testing.T) {
 			for range 50 {
 				m.Opened(primaryID())
 				m.Request("Encrypt", codes.OK, time.Microsecond)
-				m.HealthChanged("ready", "coasting")
+				m.HealthChanged("ready", "coasting", "")
 				m.SetRing(testRing())
 				if _, err := m.Gatherer().Gather(); err != nil {
 					t.Error(err)
