@@ -159,6 +159,10 @@ rules: deps-watch ## Check and test the rules and alerts of manifests/prometheus
 watch: deps-watch build bin/kekd-faults.so ## Break kekd under a real Prometheus and Alertmanager, and see the alerts (docs/metrics.md is held against it too)
 	cd e2e && CI=true $(E2E_BINARIES) go test -count=1 -timeout=15m -v ./watch/... $(FLAGS)
 
+.PHONY: e2e-page
+e2e-page: deps-page build ## Look at kekd's status page in a headless Chromium, in every state (KEKD_SCREENSHOTS=DIR keeps the pictures)
+	cd e2e && CI=true $(E2E_BINARIES) go test -count=1 -timeout=15m -v ./page/... $(FLAGS)
+
 .PHONY: fips
 fips: deps-test ## Build bin/fips with the certified Go Cryptographic Module and test it in FIPS 140-3 mode (as root)
 	GOFIPS140=certified $(BUILD) -o bin/fips/ ./cmd/kekd ./cmd/kekctl
@@ -203,15 +207,16 @@ clean: ## Remove what the targets built in the checkout
 	rm -rf bin dist .run .run-bench
 
 # Debian packages. Only what is missing is installed, by root or through sudo.
-.PHONY: deps deps-build deps-run deps-test deps-watch deps-hardening deps-image
+.PHONY: deps deps-build deps-run deps-test deps-watch deps-page deps-hardening deps-image
 deps: deps-test ## Install the Debian packages that building and testing need
 deps-build: PACKAGES := gcc libc6-dev git
 deps-run:   PACKAGES := gcc libc6-dev git softhsm2
 deps-test:  PACKAGES := gcc libc6-dev git softhsm2 opensc openssl libnss3 libnss3-tools opencryptoki systemd
 deps-watch: PACKAGES := gcc libc6-dev git softhsm2 opensc prometheus prometheus-alertmanager
+deps-page:  PACKAGES := gcc libc6-dev git softhsm2 opensc chromium
 deps-hardening: PACKAGES := gcc libc6-dev git softhsm2 systemd strace
 deps-image: PACKAGES := gcc libc6-dev git jq docker.io iptables iproute2 debootstrap procps
-deps-build deps-run deps-test deps-watch deps-hardening deps-image:
+deps-build deps-run deps-test deps-watch deps-page deps-hardening deps-image:
 	@missing=""; for p in $(PACKAGES); do \
 	  dpkg-query -W -f='$${Status}' "$$p" 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then \
