@@ -32,6 +32,8 @@ const (
 	firesWithin = 4 * time.Minute
 	// usual is how long all goes well first. The anomalies are compared with it.
 	usual = 25 * time.Second
+	// yesterdayMargin is for Prometheus to record what it then looks back at.
+	yesterdayMargin = 10 * time.Second
 )
 
 // only is for whoever works on one scene.
@@ -535,7 +537,11 @@ func cold(t *testing.T) *scene {
 	kms := k.KMS(t)
 	return &scene{
 		name: "cold", nodes: []*harness.Kekd{k},
-		breaks: func(_ context.Context, t *testing.T) {
+		breaks: func(ctx context.Context, t *testing.T) {
+			select { // nothing is unusual where there is no yesterday
+			case <-ctx.Done():
+			case <-time.After(25*time.Hour/harness.Quicker - usual + yesterdayMargin):
+			}
 			i := 0
 			harness.Background(t, 100*time.Millisecond, func(ctx context.Context) {
 				_, _ = kms.Decrypt(ctx, sealed[i%len(sealed)])
