@@ -159,6 +159,10 @@ rules: deps-watch ## Check and test the rules and alerts of manifests/prometheus
 watch: deps-watch build bin/kekd-faults.so ## Break kekd under a real Prometheus and Alertmanager, and see the alerts (docs/metrics.md is held against it too)
 	cd e2e && CI=true $(E2E_BINARIES) go test -count=1 -timeout=15m -v ./watch/... $(FLAGS)
 
+.PHONY: dashboards
+dashboards: deps-watch build ## Ask a real Prometheus every query of the Grafana dashboards
+	cd e2e && CI=true $(E2E_BINARIES) go test -count=1 -timeout=10m -v ./dashboards/... $(FLAGS)
+
 .PHONY: e2e-page
 e2e-page: deps-page build ## Look at kekd's status page in a headless Chromium, in every state (KEKD_SCREENSHOTS=DIR keeps the pictures)
 	cd e2e && CI=true $(E2E_BINARIES) go test -count=1 -timeout=15m -v ./page/... $(FLAGS)

@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -29,14 +28,12 @@ import (
 )
 
 const (
-	// quicker is by how much the rules are made quicker, see the package's comment.
-	quicker = 720
-	// leastWindow and leastFor bound that.
-	leastWindow, leastFor = 8 * time.Second, time.Second
 	// firesWithin bounds an alert, the slowest of which looks back a day.
 	firesWithin = 4 * time.Minute
 	// usual is how long all goes well first. The anomalies are compared with it.
 	usual = 25 * time.Second
+	// yesterdayMargin is for Prometheus to record what it then looks back at.
+	yesterdayMargin = 10 * time.Second
 )
 
 // only is for whoever works on one scene.
@@ -113,7 +110,7 @@ func TestAlerts(t *testing.T) {
 	deadline := time.Now().Add(firesWithin)
 	for _, s := range scenes {
 		for _, alert := range s.fires {
-			every(t.Context(), 100*time.Millisecond, func() bool {
+			harness.Every(t.Context(), 100*time.Millisecond, func() bool {
 				_, ok := fired.at(s.name, alert)
 				return ok || time.Now().After(deadline)
 			})
@@ -263,67 +260,23 @@ func (p *pager) causes(cluster string) []string {
 	return slices.Sorted(maps.Keys(p.paged[cluster]))
 }
 
-var (
-	windowPattern = regexp.MustCompile(`\[(\d+)([smhd])\]`)
-	offsetPattern = regexp.MustCompile(`offset (\d+)([smhd])`)
-	agePattern    = regexp.MustCompile(`(time\(\) - .* > )(\d+)\n`)
-	forPattern    = regexp.MustCompile(`(?m)^(\s+)for: (\d+)([smhd])$`)
-)
-
-// quick divides what a rule file says of time.
-func quick(text string) string {
-	shorter := func(number, unit string, least time.Duration) string {
-		n, _ := strconv.Atoi(number)
-		d := time.Duration(n) * map[string]time.Duration{"s": time.Second, "m": time.Minute, "h": time.Hour, "d": 24 * time.Hour}[unit]
-		return fmt.Sprintf("%dms", max(d/quicker, least).Milliseconds())
-	}
-	text = windowPattern.ReplaceAllStringFunc(text, func(s string) string {
-		m := windowPattern.FindStringSubmatch(s)
-		return "[" + shorter(m[1], m[2], leastWindow) + "]"
-	})
-	text = offsetPattern.ReplaceAllStringFunc(text, func(s string) string {
-		m := offsetPattern.FindStringSubmatch(s)
-		return "offset " + shorter(m[1], m[2], leastFor)
-	})
-	text = agePattern.ReplaceAllStringFunc(text, func(s string) string {
-		m := agePattern.FindStringSubmatch(s)
-		seconds, _ := strconv.Atoi(m[2])
-		// Never less than two of the harness's checkpoints, which come each second.
-		return fmt.Sprintf("%s%d\n", m[1], max(seconds/quicker, 3))
-	})
-	return forPattern.ReplaceAllStringFunc(text, func(s string) string {
-		m := forPattern.FindStringSubmatch(s)
-		return m[1] + "for: " + shorter(m[2], m[3], leastFor)
-	})
-}
-
 // prometheusConfig scrapes all nodes each second, under the rules made quicker.
 func prometheusConfig(t *testing.T, alertmanager string, scenes []*scene) string {
 	t.Helper()
-	dir := t.TempDir()
-	for _, pattern := range []string{"rules", "alerts"} {
-		paths, err := filepath.Glob("../../manifests/prometheus/" + pattern + "/*.yaml")
-		if err != nil || len(paths) == 0 {
-			t.Fatalf("%s: %v %v", pattern, paths, err)
-		}
-		for _, path := range paths {
-			write(t, dir, pattern+"-"+filepath.Base(path), quick(readFile(t, path)))
-		}
-	}
 	var b strings.Builder
 	fmt.Fprintf(&b, `global: {scrape_interval: 1s, scrape_timeout: 900ms, evaluation_interval: 1s}
-rule_files: [%q, %q]
+rule_files: [%q]
 alerting: {alertmanagers: [{static_configs: [{targets: [%q]}]}]}
 scrape_configs:
   - job_name: kekd
     static_configs:
-`, dir+"/rules-*.yaml", dir+"/alerts-*.yaml", alertmanager)
+`, harness.QuickRules(t)+"/*.yaml", alertmanager)
 	for _, s := range scenes {
 		for i, k := range s.nodes {
 			fmt.Fprintf(&b, "      - {targets: [%q], labels: {cluster: %s, instance: cp-%d}}\n", strings.TrimPrefix(k.URL, "http://"), s.name, i+1)
 		}
 	}
-	return write(t, dir, "prometheus.yaml", b.String())
+	return write(t, t.TempDir(), "prometheus.yaml", b.String())
 }
 
 func write(t *testing.T, dir, name, text string) string {
@@ -333,36 +286,6 @@ func write(t *testing.T, dir, name, text string) string {
 		t.Fatal(err)
 	}
 	return path
-}
-
-// every calls f at a pace until ctx ends, or f is done.
-func every(ctx context.Context, pace time.Duration, f func() (done bool)) {
-	tick := time.NewTicker(pace)
-	defer tick.Stop()
-	for ctx.Err() == nil && !f() {
-		select {
-		case <-ctx.Done():
-		case <-tick.C:
-		}
-	}
-}
-
-// background calls f at a pace until the test ends.
-func background(t *testing.T, pace time.Duration, f func(ctx context.Context)) {
-	ctx, cancel := context.WithCancel(t.Context())
-	var work sync.WaitGroup
-	work.Go(func() {
-		every(ctx, pace, func() bool {
-			one, cancel := context.WithTimeout(ctx, 3*time.Second) // as kube-apiserver
-			defer cancel()
-			f(one)
-			return false
-		})
-	})
-	t.Cleanup(func() {
-		cancel()
-		work.Wait()
-	})
 }
 
 // node is a daemon that is ready, and an API server that asks it four times a second.
@@ -381,7 +304,7 @@ func started(t *testing.T, k *harness.Kekd) *harness.Kekd {
 func asked(t *testing.T, k *harness.Kekd) {
 	t.Helper()
 	kms := k.KMS(t)
-	background(t, 250*time.Millisecond, func(ctx context.Context) { _, _ = kms.Status(ctx) })
+	harness.Background(t, 250*time.Millisecond, func(ctx context.Context) { _, _ = kms.Status(ctx) })
 }
 
 // seal encrypts a value.
@@ -402,7 +325,7 @@ func healthy(t *testing.T) *scene {
 	k := node(t, harness.NewToken(t), harness.KekdOptions{})
 	k.CreateKey(t, time.Hour) // which is pending
 	kms, s := k.KMS(t), seal(t, k)
-	background(t, 2*time.Second, func(ctx context.Context) {
+	harness.Background(t, 2*time.Second, func(ctx context.Context) {
 		_, _ = kms.Decrypt(ctx, s)
 		_, _ = kms.Encrypt(ctx, []byte("x"))
 	})
@@ -435,7 +358,7 @@ func slow(t *testing.T) *scene {
 			token.Faults(t, "C_Decrypt ms=450", "C_Encrypt ms=450")
 			for range 12 {
 				kms := k.KMS(t)
-				background(t, 100*time.Millisecond, func(ctx context.Context) { _, _ = kms.Decrypt(ctx, s) })
+				harness.Background(t, 100*time.Millisecond, func(ctx context.Context) { _, _ = kms.Decrypt(ctx, s) })
 			}
 		},
 		fires: []string{
@@ -492,7 +415,7 @@ func restarts(t *testing.T) *scene {
 	return &scene{
 		name: "restarts", nodes: []*harness.Kekd{k},
 		breaks: func(ctx context.Context, _ *testing.T) {
-			every(ctx, 300*time.Millisecond, func() bool {
+			harness.Every(ctx, 300*time.Millisecond, func() bool {
 				for _, pid := range k.Workers() {
 					_ = syscall.Kill(pid, syscall.SIGKILL) // it may be gone already
 				}
@@ -517,7 +440,7 @@ func rotated(t *testing.T) *scene {
 		breaks: func(_ context.Context, t *testing.T) {
 			other.Token.TakeAway(t)
 			k.CreateKey(t, 2*time.Second)
-			background(t, 2*time.Second, func(ctx context.Context) { _, _ = kms.Decrypt(ctx, old) })
+			harness.Background(t, 2*time.Second, func(ctx context.Context) { _, _ = kms.Decrypt(ctx, old) })
 		},
 		fires: []string{"KekdRotationOverdue", "KekdNodesDiverge", "KekdCoasting", "KekdRetiredKeyInUse"},
 		pages: []string{"health"}, before: []string{"KekdRotationOverdue"},
@@ -546,13 +469,12 @@ func connect(ctx context.Context, k *harness.Kekd) (net.Conn, error) {
 // strangers is a user who is not on the list. Here it is the list that lacks the test's
 // own user.
 func strangers(t *testing.T) *scene {
-	k := harness.NewKekd(t, harness.NewToken(t), harness.KekdOptions{})
-	replaceInConfig(t, k, fmt.Sprintf("allowedUIDs: [%d]", os.Getuid()), fmt.Sprintf("allowedUIDs: [%d]", os.Getuid()+1))
+	k := harness.NewKekd(t, harness.NewToken(t), harness.KekdOptions{AllowedUID: os.Getuid() + 1})
 	k.StartReady(t)
 	return &scene{
 		name: "strangers", nodes: []*harness.Kekd{k},
 		breaks: func(ctx context.Context, _ *testing.T) {
-			every(ctx, 200*time.Millisecond, func() bool {
+			harness.Every(ctx, 200*time.Millisecond, func() bool {
 				if c, err := connect(ctx, k); err == nil {
 					_ = c.Close()
 				}
@@ -576,7 +498,7 @@ func crowd(t *testing.T) *scene {
 						held = append(held, c)
 					}
 				}
-				every(ctx, 3*time.Second, func() bool { return true })
+				harness.Every(ctx, 3*time.Second, func() bool { return true })
 				for _, c := range held {
 					_ = c.Close()
 				}
@@ -604,7 +526,7 @@ func deaf(t *testing.T) *scene {
 	_ = w.Close() // the daemon alone has it now
 	asked(t, k)
 	kms := k.KMS(t)
-	background(t, 200*time.Millisecond, func(ctx context.Context) { _, _ = kms.Encrypt(ctx, []byte("x")) })
+	harness.Background(t, 200*time.Millisecond, func(ctx context.Context) { _, _ = kms.Encrypt(ctx, []byte("x")) })
 	return &scene{
 		name: "deaf", nodes: []*harness.Kekd{k},
 		breaks: func(context.Context, *testing.T) { _ = r.Close() },
@@ -626,9 +548,13 @@ func cold(t *testing.T) *scene {
 	kms := k.KMS(t)
 	return &scene{
 		name: "cold", nodes: []*harness.Kekd{k},
-		breaks: func(_ context.Context, t *testing.T) {
+		breaks: func(ctx context.Context, t *testing.T) {
+			select { // nothing is unusual where there is no yesterday
+			case <-ctx.Done():
+			case <-time.After(25*time.Hour/harness.Quicker - usual + yesterdayMargin):
+			}
 			i := 0
-			background(t, 100*time.Millisecond, func(ctx context.Context) {
+			harness.Background(t, 100*time.Millisecond, func(ctx context.Context) {
 				_, _ = kms.Decrypt(ctx, sealed[i%len(sealed)])
 				i++
 			})

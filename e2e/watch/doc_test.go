@@ -6,10 +6,8 @@
 //
 // The alerts: a kekd is broken in one way each, under the rules of manifests/prometheus,
 // and the alert that is meant for it fires, and pages once for one cause. To see in
-// minutes what takes hours and days, the rules are made quicker, and nothing else about
-// them is changed: every window, offset and `for` is divided by 720, so that a day is two
-// minutes and an hour five seconds, but no window is shorter than 8 s (several scrapes,
-// which are a second apart) and no `for` shorter than 1 s.
+// minutes what takes hours and days, the rules are made quicker (harness.QuickRules), and
+// nothing else about them is changed: a day is two minutes, an hour five seconds.
 package watch
 
 import (

@@ -20,7 +20,7 @@ import (
 func busy(t *testing.T, k *harness.Kekd) {
 	t.Helper()
 	kms := started(t, k).KMS(t)
-	background(t, 200*time.Millisecond, func(ctx context.Context) { _, _ = kms.Encrypt(ctx, []byte("x")) })
+	harness.Background(t, 200*time.Millisecond, func(ctx context.Context) { _, _ = kms.Encrypt(ctx, []byte("x")) })
 }
 
 // fullTrail is an audit trail whose disk is full.

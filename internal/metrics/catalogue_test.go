@@ -10,6 +10,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	dto "github.com/prometheus/client_model/go"
+	"google.golang.org/grpc/codes"
+
+	"kekd/internal/health"
+	"kekd/internal/kek"
+	"kekd/internal/keypolicy"
 )
 
 var update = flag.Bool("update", false, "write the table in docs/metrics.md anew")
@@ -18,6 +23,9 @@ const (
 	manual     = "../../docs/metrics.md"
 	tableBegin = "<!-- table: go test ./internal/metrics -run TestCatalogue -update -->\n"
 	tableEnd   = "<!-- end of table -->\n"
+
+	valuesBegin = "<!-- values: go test ./internal/metrics -run TestLabelValues -update -->\n"
+	valuesEnd   = "<!-- end of values -->\n"
 )
 
 // docs/metrics.md lists every metric as the registry has it, and no other.
@@ -32,24 +40,107 @@ func TestCatalogue(t *testing.T) {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | `%s` |\n", row.name, row.kind, unit(row.name), row.labels, row.help,
 			strings.ReplaceAll(example, "|", `\|`))
 	}
+	holdTable(t, tableBegin, tableEnd, b.String())
+}
+
+// holdTable compares what stands between two marks of docs/metrics.md, or writes it.
+func holdTable(t *testing.T, begin, end, want string) {
+	t.Helper()
 	page, err := os.ReadFile(manual)
 	if err != nil {
 		t.Fatal(err)
 	}
-	head, rest, ok := strings.Cut(string(page), tableBegin)
-	table, tail, ok2 := strings.Cut(rest, tableEnd)
+	head, rest, ok := strings.Cut(string(page), begin)
+	table, tail, ok2 := strings.Cut(rest, end)
 	if !ok || !ok2 {
-		t.Fatalf("docs/metrics.md has no marks for the table")
+		t.Fatalf("docs/metrics.md lacks %q or %q", begin, end)
 	}
 	if *update {
-		page := head + tableBegin + b.String() + tableEnd + tail
-		if err := os.WriteFile(manual, []byte(page), 0o600); err != nil {
+		if err := os.WriteFile(manual, []byte(head+begin+want+end+tail), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		return
 	}
-	if diff := cmp.Diff(b.String(), table); diff != "" {
+	if diff := cmp.Diff(want, table); diff != "" {
 		t.Errorf("docs/metrics.md is not what the registry has; run this test with -update (-want +got):\n%s", diff)
+	}
+}
+
+// labelValues are the closed sets. A label that is not here says which key or which
+// build it is.
+func labelValues() []struct {
+	metric, label string
+	values        []string
+} {
+	grpcCodes := make([]string, 0, codes.Unauthenticated+1)
+	for c := codes.OK; c <= codes.Unauthenticated; c++ {
+		grpcCodes = append(grpcCodes, c.String())
+	}
+	var keyStates, healthStates, rules []string
+	for _, s := range []kek.State{kek.Pending, kek.Primary, kek.Retired, kek.Disabled, kek.Scheduled} {
+		keyStates = append(keyStates, s.String())
+	}
+	for _, s := range health.States() {
+		healthStates = append(healthStates, string(s))
+	}
+	for _, r := range keypolicy.Rules() {
+		rules = append(rules, string(r))
+	}
+	worked := []string{"ok", "error"}
+	return []struct {
+		metric, label string
+		values        []string
+	}{
+		{"kekd_audit_failing", "part", auditParts},
+		{"kekd_grpc_request_duration_seconds", "method", methods},
+		{"kekd_grpc_requests_total", "code", append(grpcCodes, other)},
+		{"kekd_grpc_requests_total", "method", methods},
+		{"kekd_health_state", "state", healthStates},
+		{"kekd_health_transitions_total", "to", healthStates},
+		{"kekd_hsm_operation_duration_seconds", "op", hsmOperations},
+		{"kekd_hsm_operations_total", "op", hsmOperations},
+		{"kekd_hsm_operations_total", "result", hsmResults},
+		{"kekd_hsm_sessions", "state", []string{"in_use", "waiting"}},
+		{"kekd_hsm_worker_restarts_total", "reason", restartReasons},
+		{"kekd_hsm_worker_start_failures_total", "reason", hsmResults},
+		{"kekd_key_info", "state", keyStates},
+		{"kekd_key_policy_violations", "rule", rules},
+		{"kekd_rotations_total", "result", worked},
+		{"kekd_seed_cache_evictions_total", "reason", evictions},
+		{"kekd_seed_cache_requests_total", "result", cacheResults},
+		{"kekd_seed_renewals_total", "result", worked},
+	}
+}
+
+// docs/metrics.md lists the values of every label that has a fixed set of them, and
+// what the metrics report is on the list.
+func TestLabelValues(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("| Metric | Label | Values |\n| --- | --- | --- |\n")
+	listed := map[[2]string][]string{}
+	for _, l := range labelValues() {
+		fmt.Fprintf(&b, "| `%s` | `%s` | `%s` |\n", l.metric, l.label, strings.Join(l.values, "`, `"))
+		listed[[2]string{l.metric, l.label}] = l.values
+	}
+	holdTable(t, valuesBegin, valuesEnd, b.String())
+
+	families, err := exercised().Gatherer().Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := []string{"key_id_hash", "version", "revision", "go_version"}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if !strings.HasPrefix(f.GetName(), "kekd_") || slices.Contains(open, l.GetName()) {
+					continue
+				}
+				at := [2]string{f.GetName(), l.GetName()}
+				if !slices.Contains(listed[at], l.GetValue()) {
+					t.Errorf("%s reports %s=%q, which is not among %q", at[0], at[1], l.GetValue(), listed[at])
+				}
+			}
+		}
 	}
 }
 
@@ -121,6 +212,7 @@ var examples = map[string]string{
 	"kekd_hsm_sessions_limit":                      `kekd_hsm_sessions_limit`,
 	"kekd_hsm_worker_restarts_total":               `sum by (reason) (increase(kekd_hsm_worker_restarts_total[1h]))`,
 	"kekd_hsm_worker_start_failures_total":         `sum by (reason) (increase(kekd_hsm_worker_start_failures_total[1h]))`,
+	"kekd_key_activation_timestamp_seconds":        `(time() - max by (key_id_hash) (kekd_key_activation_timestamp_seconds)) / 86400`,
 	"kekd_key_info":                                `count by (state) (kekd_key_info)`,
 	"kekd_key_policy_violations":                   `kekd_key_policy_violations > 0`,
 	"kekd_key_ring_problem":                        `kekd_key_ring_problem == 1`,

@@ -191,6 +191,10 @@ func TestRing(t *testing.T) {
 	m.SetRing(testRing())
 	expect(t, m, "kekd_key_info", sorted(info("a", "retired"), info("b", "primary"), info("c", "pending"),
 		info("d", "pending"), info("e", "scheduled-for-destruction"))...)
+	at := func(id kek.ID, activation string) string {
+		return "{key_id_hash=" + kek.KeyIDHash(kek.KeyID("r", id, kek.CheckValue{})) + "} " + activation
+	}
+	expect(t, m, "kekd_key_activation_timestamp_seconds", sorted(at("a", "1000"), at("b", "2000"), at("c", "3000"), at("d", "4000"))...)
 	expect(t, m, "kekd_primary_key_since_timestamp_seconds", "{} 2000")
 	expect(t, m, "kekd_next_key_activation_timestamp_seconds", "{} 3000")
 	expect(t, m, "kekd_key_ring_read_timestamp_seconds", "{} 1.7935886455e+09")
@@ -199,6 +203,7 @@ func TestRing(t *testing.T) {
 	other := kek.Info{Ring: "r", ID: "x", State: kek.Primary}
 	m.SetRing(&kek.Ring{Label: "r", Keys: []kek.Info{other, other}})
 	expect(t, m, "kekd_key_info", info("x", "primary"))
+	expect(t, m, "kekd_key_activation_timestamp_seconds") // another tool made it
 	expect(t, m, "kekd_primary_key_since_timestamp_seconds")
 	expect(t, m, "kekd_next_key_activation_timestamp_seconds")
 }

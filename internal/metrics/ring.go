@@ -13,6 +13,8 @@ import (
 var (
 	keyInfoDesc = prometheus.NewDesc("kekd_key_info",
 		"Always 1; one for each key on the ring, with its state.", []string{"key_id_hash", "state"}, nil)
+	activationDesc = prometheus.NewDesc("kekd_key_activation_timestamp_seconds",
+		"When a key took over, or will; one for each key on the ring that says so, which one of another tool does not.", []string{"key_id_hash"}, nil)
 	primarySinceDesc = prometheus.NewDesc("kekd_primary_key_since_timestamp_seconds",
 		"When the primary KEK was activated; absent without one, or if another tool made it.", nil, nil)
 	nextActivationDesc = prometheus.NewDesc("kekd_next_key_activation_timestamp_seconds",
@@ -48,7 +50,7 @@ func (m *Metrics) SetRing(r *kek.Ring) {
 
 // Describe implements prometheus.Collector.
 func (*ringCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{keyInfoDesc, primarySinceDesc, nextActivationDesc, ringReadDesc} {
+	for _, d := range []*prometheus.Desc{keyInfoDesc, activationDesc, primarySinceDesc, nextActivationDesc, ringReadDesc} {
 		ch <- d
 	}
 }
@@ -75,6 +77,9 @@ func (c *ringCollector) Collect(ch chan<- prometheus.Metric) {
 		}
 		seen[hash] = true
 		send(keyInfoDesc, 1, hash, k.State.String())
+		if !k.Activation.IsZero() {
+			send(activationDesc, seconds(k.Activation), hash)
+		}
 		if k.State == kek.Pending && (next.IsZero() || k.Activation.Before(next)) {
 			next = k.Activation
 		}

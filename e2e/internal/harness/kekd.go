@@ -37,6 +37,7 @@ type KekdOptions struct {
 	MaxInFlight   int           // socket.maxInFlight, default 256
 	LogLevel      string        // log.level, default debug
 	Audit         string        // audit.onFailure, default no audit trail
+	AllowedUID    int           // the one of socket.allowedUIDs, default the test's own
 }
 
 // Kekd is a daemon on a token. Several on one token are the nodes of a cluster.
@@ -59,7 +60,7 @@ type Kekd struct {
 // reads as they are.
 var kekdConfig = template.Must(template.New("kekd.yaml").Parse(`socket:
   path: {{printf "%q" .Socket}}
-  allowedUIDs: [{{.UID}}]
+  allowedUIDs: [{{.Options.AllowedUID}}]
   maxInFlight: {{.Options.MaxInFlight}}
 http:
   address: {{printf "%q" .Address}}
@@ -171,10 +172,10 @@ func (k *Kekd) Configure(tb testing.TB, options KekdOptions) {
 	setDefault(&options.CacheSize, 4096)
 	setDefault(&options.MaxInFlight, 256)
 	setDefault(&options.LogLevel, "debug")
+	setDefault(&options.AllowedUID, os.Getuid())
 	var text bytes.Buffer
 	if err := kekdConfig.Execute(&text, map[string]any{
 		"Socket":     k.Socket,
-		"UID":        os.Getuid(),
 		"Address":    strings.TrimPrefix(k.URL, "http://"),
 		"AuditDir":   k.AuditDir(),
 		"StateDir":   filepath.Join(filepath.Dir(k.config), "state"),

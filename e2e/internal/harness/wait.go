@@ -3,6 +3,7 @@ package harness
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"time"
 )
@@ -42,4 +43,37 @@ func Eventually(tb testing.TB, within time.Duration, what string, try func(ctx c
 		case <-tick.C:
 		}
 	}
+}
+
+// Every calls f at a pace until ctx ends, or f is done.
+func Every(ctx context.Context, pace time.Duration, f func() (done bool)) {
+	tick := time.NewTicker(pace)
+	defer tick.Stop()
+	for ctx.Err() == nil && !f() {
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+}
+
+// backgroundCall bounds a call of Background, as kube-apiserver bounds its own.
+const backgroundCall = 3 * time.Second
+
+// Background calls f at a pace, one call after the other, until the test ends.
+func Background(tb testing.TB, pace time.Duration, f func(ctx context.Context)) {
+	ctx, cancel := context.WithCancel(tb.Context())
+	var work sync.WaitGroup
+	work.Go(func() {
+		Every(ctx, pace, func() bool {
+			one, cancel := context.WithTimeout(ctx, backgroundCall)
+			defer cancel()
+			f(one)
+			return false
+		})
+	})
+	tb.Cleanup(func() {
+		cancel()
+		work.Wait()
+	})
 }
