@@ -65,6 +65,7 @@ func NewHandler(source Source, gatherer prometheus.Gatherer, log *zap.Logger) ht
 	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{
 		ErrorLog:            zap.NewStdLog(log),
 		MaxRequestsInFlight: maxScrapes,
+		EnableOpenMetrics:   true, // which has exemplars; the plain text has none
 		Timeout:             scrapeTimeout,
 	}))
 	return withHeaders(mux)
