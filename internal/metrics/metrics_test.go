@@ -57,6 +57,7 @@ func exercised() *Metrics {
 	m.CollectGrace(func() time.Time { return now })
 	m.CollectLog(func() uint64 { return 11 })
 	m.AuditRecords(12, 3)
+	m.TraceSpans("dropped", 5)
 	m.AuditCheckpoint(now, 4711)
 	m.AuditFailing("sign", true)
 	return m
