@@ -31,16 +31,21 @@ const (
 	maxQueued = 2048
 	// maxBatch is how many are sent at once.
 	maxBatch = 512
-	// sendEvery is how long a span waits for others.
-	sendEvery = time.Second
-	// sendTimeout is how long a batch is tried, repetitions included.
-	sendTimeout = 5 * time.Second
-	// maxBackoff is how long a collector may be back unnoticed.
-	maxBackoff = 5 * time.Second
 	// maxValue is the longest value of an attribute, in bytes. None of kekd's comes
 	// near it.
 	maxValue = 1024
 )
+
+// pace is how fast spans go.
+type pace struct {
+	// every is how long a span waits for others.
+	every time.Duration
+	// timeout is how long a batch is tried, repetitions included; and how long, at
+	// most, a collector may be back unnoticed.
+	timeout time.Duration
+}
+
+func defaultPace() pace { return pace{every: time.Second, timeout: 5 * time.Second} }
 
 // What an Observer is told of spans; these are all the values there are.
 const (
@@ -67,6 +72,10 @@ type Exporter struct {
 // New makes an Exporter for what the configuration names. It does not wait for the
 // collector. An error means that the configuration is at fault, or its files are.
 func New(cfg config.Tracing, version string, log *zap.Logger, observer Observer) (*Exporter, error) {
+	return newExporter(cfg, version, log, observer, defaultPace())
+}
+
+func newExporter(cfg config.Tracing, version string, log *zap.Logger, observer Observer, p pace) (*Exporter, error) {
 	endpoint, err := config.ParseEndpoint(cfg.Endpoint)
 	if err != nil {
 		return nil, fmt.Errorf("tracing.endpoint: %w", err)
@@ -78,32 +87,29 @@ func New(cfg config.Tracing, version string, log *zap.Logger, observer Observer)
 		}
 	}
 	wait := backoff.DefaultConfig
-	wait.MaxDelay = maxBackoff
+	wait.MaxDelay = p.timeout
 	conn, err := grpc.NewClient(endpoint.Address, grpc.WithTransportCredentials(transport),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: wait, MinConnectTimeout: sendTimeout}))
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: wait, MinConnectTimeout: p.timeout}))
 	if err != nil {
 		return nil, fmt.Errorf("tracing.endpoint: %w", err)
 	}
 	client, err := otlptracegrpc.New(context.Background(), otlptracegrpc.WithGRPCConn(conn), // which does not wait for it
-		otlptracegrpc.WithTimeout(sendTimeout), otlptracegrpc.WithRetry(otlptracegrpc.RetryConfig{
-			Enabled: true, InitialInterval: sendTimeout / 10, MaxInterval: sendTimeout / 2, MaxElapsedTime: sendTimeout,
+		otlptracegrpc.WithTimeout(p.timeout), otlptracegrpc.WithRetry(otlptracegrpc.RetryConfig{
+			Enabled: true, InitialInterval: p.timeout / 10, MaxInterval: p.timeout / 2, MaxElapsedTime: p.timeout,
 		}))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("set up the OTLP exporter: %w", err), conn.Close())
 	}
-	return &Exporter{provider: newProvider(cfg.SampleRatio, version, client, log, observer), conn: conn, version: version}, nil
-}
-
-func newProvider(ratio float64, version string, next sdktrace.SpanExporter, log *zap.Logger, observer Observer) *sdktrace.TracerProvider {
 	queue := &queue{observer: observer}
-	queue.SpanProcessor = sdktrace.NewBatchSpanProcessor(&sender{next: next, queue: queue, log: log},
+	queue.SpanProcessor = sdktrace.NewBatchSpanProcessor(&sender{next: client, queue: queue, log: log},
 		sdktrace.WithMaxQueueSize(maxQueued), sdktrace.WithMaxExportBatchSize(maxBatch),
-		sdktrace.WithBatchTimeout(sendEvery), sdktrace.WithExportTimeout(sendTimeout))
+		sdktrace.WithBatchTimeout(p.every), sdktrace.WithExportTimeout(p.timeout))
 	limits := sdktrace.NewSpanLimits()
 	limits.AttributeValueLengthLimit = maxValue
-	return sdktrace.NewTracerProvider(
-		sdktrace.WithSampler(sampler(ratio)), sdktrace.WithRawSpanLimits(limits),
+	provider := sdktrace.NewTracerProvider(
+		sdktrace.WithSampler(sampler(cfg.SampleRatio)), sdktrace.WithRawSpanLimits(limits),
 		sdktrace.WithResource(describe(version)), sdktrace.WithSpanProcessor(queue))
+	return &Exporter{provider: provider, conn: conn, version: version}, nil
 }
 
 // describe says whose spans they are. The instance is another one after each start.
