@@ -37,6 +37,7 @@ type KekdOptions struct {
 	MaxInFlight   int           // socket.maxInFlight, default 256
 	LogLevel      string        // log.level, default debug
 	Audit         string        // audit.onFailure, default no audit trail
+	Tracing       string        // the section tracing as YAML on one line, default no traces
 }
 
 // Kekd is a daemon on a token. Several on one token are the nodes of a cluster.
@@ -95,6 +96,9 @@ audit:
   dir: {{printf "%q" .AuditDir}}
   onFailure: {{.Options.Audit}}
   checkpointEvery: 1s
+{{- end}}
+{{- if .Options.Tracing}}
+tracing: {{.Options.Tracing}}
 {{- end}}
 `))
 
