@@ -181,14 +181,17 @@ type idObserver struct {
 	ids chan string
 }
 
-func (o *idObserver) Request(_ string, _ grpccodes.Code, _ time.Duration, traceID string) { o.ids <- traceID }
+func (o *idObserver) Request(_ string, _ grpccodes.Code, _ time.Duration, traceID string) {
+	o.ids <- traceID
+}
 
 // Turned off, tracing costs no allocation: there is one for the request's context,
 // which carries the uid, and there was one in keycache less to make up for it.
 func TestTracingOffAllocatesNothing(t *testing.T) {
 	g := &guard{log: zap.NewNop(), observer: nopObserver{}, clock: time.Now, throttle: newThrottle(time.Now), max: 8}
 	resp := any(&kmsapi.DecryptResponse{Plaintext: []byte("p")})
-	handler := func(context.Context, any) (any, error) { return resp, nil }
+	failed := error(nil)
+	handler := func(context.Context, any) (any, error) { return resp, failed }
 	req := any(&kmsapi.DecryptRequest{Uid: testUID, KeyId: testKeyID})
 	info := &grpc.UnaryServerInfo{FullMethod: methodPrefix + "Decrypt"}
 	ctx := context.Background()
@@ -205,7 +208,7 @@ func TestTracingOffAllocatesNothing(t *testing.T) {
 // The log and the traces call one class by one name.
 func TestClassesHaveOneName(t *testing.T) {
 	for _, f := range failures {
-		if f.class == errOverloaded {
+		if errors.Is(f.class, errOverloaded) {
 			continue // the plugin's own
 		}
 		if got := kek.Class(f.class); got != f.name {

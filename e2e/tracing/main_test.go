@@ -55,6 +55,8 @@ type receiver struct {
 	mu   sync.Mutex
 	got  []*collectorpb.ExportTraceServiceRequest
 	hang bool // no batch is answered before its sender gives up
+	// forget: nothing is kept. Set before anything comes.
+	forget bool
 
 	address string
 	server  *grpc.Server
@@ -65,7 +67,7 @@ type receiver struct {
 func (r *receiver) Export(ctx context.Context, req *collectorpb.ExportTraceServiceRequest) (*collectorpb.ExportTraceServiceResponse, error) {
 	r.mu.Lock()
 	hang := r.hang
-	if !hang {
+	if !hang && !r.forget {
 		r.got = append(r.got, req)
 	}
 	r.mu.Unlock()

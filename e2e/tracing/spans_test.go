@@ -49,7 +49,7 @@ func texts(attributes []*commonpb.KeyValue) map[string]string {
 func (s *span) attributes() map[string]string { return texts(s.GetAttributes()) }
 
 func (s *span) length() time.Duration {
-	return time.Duration(s.GetEndTimeUnixNano() - s.GetStartTimeUnixNano()) //nolint:gosec // G115: a span is short
+	return time.Duration(s.GetEndTimeUnixNano() - s.GetStartTimeUnixNano())
 }
 
 // traceOf are the spans of a trace, in the order of their starts.
@@ -103,7 +103,7 @@ func tree(trace []*span) string {
 		if len(s.GetLinks()) > 0 {
 			words = append(words, "link")
 		}
-		after := time.Duration(s.GetStartTimeUnixNano() - begun) //nolint:gosec // G115: a trace is short
+		after := time.Duration(s.GetStartTimeUnixNano() - begun)
 		fmt.Fprintf(&b, "%9s %9s  %s%s  %s\n", brief(after), brief(s.length()), strings.Repeat("  ", depth), s.GetName(), strings.Join(words, " "))
 	})
 	return b.String()

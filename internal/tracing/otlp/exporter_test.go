@@ -65,12 +65,6 @@ func (r *receiver) Export(ctx context.Context, req *collector.ExportTraceService
 	return resp, err
 }
 
-func (r *receiver) set(change func()) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	change()
-}
-
 // names are those of the spans that came.
 func (r *receiver) names() []string {
 	r.mu.Lock()
