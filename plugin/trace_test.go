@@ -190,8 +190,7 @@ func (o *idObserver) Request(_ string, _ grpccodes.Code, _ time.Duration, traceI
 func TestTracingOffAllocatesNothing(t *testing.T) {
 	g := &guard{log: zap.NewNop(), observer: nopObserver{}, clock: time.Now, throttle: newThrottle(time.Now), max: 8}
 	resp := any(&kmsapi.DecryptResponse{Plaintext: []byte("p")})
-	failed := error(nil)
-	handler := func(context.Context, any) (any, error) { return resp, failed }
+	handler := func(ctx context.Context, _ any) (any, error) { return resp, ctx.Err() }
 	req := any(&kmsapi.DecryptRequest{Uid: testUID, KeyId: testKeyID})
 	info := &grpc.UnaryServerInfo{FullMethod: methodPrefix + "Decrypt"}
 	ctx := context.Background()

@@ -144,7 +144,7 @@ func TestTraces(t *testing.T) {
 func logged(t *testing.T, k *harness.Kekd, traceID string) {
 	t.Helper()
 	harness.Eventually(t, 10*time.Second, "the request is in the log with its trace", func(context.Context) error {
-		for _, line := range strings.SplitSeq(k.Log(t), "\n") {
+		for line := range strings.SplitSeq(k.Log(t), "\n") {
 			if strings.Contains(line, `"msg":"request served"`) && strings.Contains(line, `"uid":"e2e"`) && strings.Contains(line, `"trace_id":"`+traceID+`"`) {
 				return nil
 			}
@@ -172,7 +172,7 @@ func exemplar(t *testing.T, k *harness.Kekd, r *receiver) {
 	}
 	for _, histogram := range []string{`kekd_hsm_operation_duration_seconds_bucket{op="unwrap"`, `kekd_grpc_request_duration_seconds_bucket{method="Decrypt"`} {
 		var id string
-		for _, line := range strings.SplitSeq(string(body), "\n") {
+		for line := range strings.SplitSeq(string(body), "\n") {
 			if _, after, ok := strings.Cut(line, `# {trace_id="`); ok && strings.HasPrefix(line, histogram) {
 				id, _, _ = strings.Cut(after, `"`)
 			}
