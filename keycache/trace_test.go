@@ -217,3 +217,33 @@ func TestSpanOfLook(t *testing.T) {
 		t.Errorf("spans:\n%s", got)
 	}
 }
+
+// The HSM is asked in the name of the request, in either mode and after it has left.
+func TestUIDReachesTheHSM(t *testing.T) {
+	for name, cfg := range map[string]Config{"seeded": seededConfig(), "direct": directConfig()} {
+		t.Run(name, func(t *testing.T) {
+			hsm := &fakeHSM{}
+			s := readySealer(t, cfg, hsm)
+			sealed := strangers(t, 1, keyA)[0]
+			uids := make(chan string, 1)
+			hsm.set(func(f *fakeHSM) {
+				f.before = func(ctx context.Context, _ string) error {
+					uids <- kek.UID(ctx)
+					return nil
+				}
+			})
+			gone, leave := context.WithCancel(t.Context())
+			leave()
+			// It may be served all the same, or not: both are right.
+			_, _ = s.Open(&kek.Request{Context: gone, UID: "8a1c"}, sealed)
+			select {
+			case uid := <-uids:
+				if uid != "8a1c" {
+					t.Errorf("the HSM was asked for %q", uid)
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("the HSM was not asked within 10s")
+			}
+		})
+	}
+}

@@ -27,7 +27,7 @@ import (
 
 const (
 	// maxQueued is how many spans wait at most, those that are being sent included;
-	// some 2 MiB.
+	// a few MiB.
 	maxQueued = 2048
 	// maxBatch is how many are sent at once.
 	maxBatch = 512
