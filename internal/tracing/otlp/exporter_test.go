@@ -203,6 +203,25 @@ func TestExport(t *testing.T) {
 	}
 }
 
+// A place in the queue is free again when its span was sent, and when it could not be.
+func TestPlacesAreFreed(t *testing.T) {
+	in := &receiver{}
+	address, stop := in.serve(t, "127.0.0.1:0")
+	r := newRig(t, plain(address))
+	for i := 1; i <= 6; i++ {
+		if i == 4 {
+			stop()
+		}
+		r.end(maxQueued / 2)
+		eventually(t, "none is waiting", func() bool {
+			return r.tally.get(Exported)+r.tally.get(Failed) == i*maxQueued/2
+		})
+	}
+	if n := r.tally.get(Dropped); n != 0 {
+		t.Errorf("%d spans were dropped", n)
+	}
+}
+
 // However the collector fails, who makes spans does not wait for it, what is lost is
 // counted and told once, and the stop is not held up.
 func TestCollectorFails(t *testing.T) {
