@@ -68,6 +68,7 @@ lint: $(GOLANGCI) ## Check formatting, style and the directions of imports
 	cd e2e && go mod tidy -diff
 	$(GOLANGCI) run ./...
 	cd e2e && $(GOLANGCI) run --config ../.golangci.yml ./...
+	cd e2e/tracing/collector && go mod tidy -diff && $(GOLANGCI) run --config ../../../.golangci.yml ./...
 	cd internal/bench/plot && go mod tidy -diff && $(GOLANGCI) run --config ../../../.golangci.yml ./...
 
 $(GOLANGCI):
@@ -111,6 +112,10 @@ bench-audit: deps-test ## What the audit trail costs: a million records written 
 	go test -run '^$$' -bench Million -benchtime 1x ./internal/audit
 	go test -run '^$$' -bench Record -benchmem ./internal/audit
 	go test -run '^$$' -bench Request -benchmem ./plugin
+
+.PHONY: bench-tracing
+bench-tracing: deps-run build ## Measure warm requests with tracing off, at one in a hundred, and on (KEKD_UPDATE_DOCS=1: into docs/tracing.md)
+	cd e2e && $(E2E_BINARIES) go test -run='^$$' -bench=Tracing -benchtime=1x -timeout=10m ./tracing
 
 .PHONY: bench-apiserver
 bench-apiserver: deps-run build bin/kekd-faults.so ## Measure creates and lists of 10,000 Secrets at a real kube-apiserver (FLAGS=-update: into docs/performance.md)
@@ -158,6 +163,10 @@ rules: deps-watch ## Check and test the rules and alerts of manifests/prometheus
 .PHONY: watch
 watch: deps-watch build bin/kekd-faults.so ## Break kekd under a real Prometheus and Alertmanager, and see the alerts (docs/metrics.md is held against it too)
 	cd e2e && CI=true $(E2E_BINARIES) go test -count=1 -timeout=15m -v ./watch/... $(FLAGS)
+
+.PHONY: e2e-tracing
+e2e-tracing: deps-run build bin/kekd-faults.so ## Send traces through a real OpenTelemetry Collector, and take it away (docs/tracing.md)
+	cd e2e && CI=true $(E2E_BINARIES) go test -count=1 -timeout=10m -v ./tracing/... $(FLAGS)
 
 .PHONY: dashboards
 dashboards: deps-watch build ## Ask a real Prometheus every query of the Grafana dashboards

@@ -19,6 +19,7 @@ import (
 	"kekd/hsm/worker"
 	"kekd/internal/kek"
 	"kekd/internal/secret"
+	"kekd/internal/tracing"
 )
 
 // errWorkerGone is the end of the worker while a call was in flight. The call
@@ -40,6 +41,7 @@ type process struct {
 	started time.Time
 	log     *zap.Logger
 	watch   Observer
+	tracer  *tracing.Tracer
 	// timeout is how long a call may take before the process is killed.
 	timeout time.Duration
 
@@ -107,7 +109,7 @@ func startProcess(cfg Config, holdsSecret func([]byte) bool) (*process, error) {
 	}
 	p := &process{
 		cmd: cmd, conn: wire.NewConn(conn), file: conn, started: time.Now(),
-		log: cfg.Logger, watch: cfg.Observer, timeout: cfg.CallTimeout,
+		log: cfg.Logger, watch: cfg.Observer, tracer: cfg.Tracer, timeout: cfg.CallTimeout,
 		slots:   make(chan struct{}, 1), // load and login are one after the other
 		pending: make(map[uint64]*pendingCall), dead: make(chan struct{}),
 	}
@@ -209,9 +211,20 @@ func (p *process) report() { p.watch.HSMSessions(len(p.slots), cap(p.slots), int
 // call sends a request and waits for its answer, for ctx, or for the end of the
 // process, whichever comes first. A secret in the answer belongs to the caller.
 func (p *process) call(ctx context.Context, op wire.Kind, meta any, sec secret.Bytes, reply any) (secret.Bytes, error) {
-	if err := p.takeSlot(ctx); err != nil {
+	_, waits := p.tracer.Child(ctx, tracing.SessionAwait)
+	err := p.takeSlot(ctx)
+	waits.End(resultOf(err))
+	if err != nil {
 		return nil, err
 	}
+	_, span := p.tracer.Child(ctx, tracing.Call, tracing.Operation.String(op.String()))
+	out, err := p.exchange(ctx, op, meta, sec, reply)
+	endSpan(span, resultOf(err), err)
+	return out, err
+}
+
+// exchange is call for who holds a slot, which goes with the answer.
+func (p *process) exchange(ctx context.Context, op wire.Kind, meta any, sec secret.Bytes, reply any) (secret.Bytes, error) {
 	id := p.next.Add(1)
 	call := &pendingCall{answer: make(chan wire.Frame, 1)}
 	p.mu.Lock()
@@ -221,7 +234,8 @@ func (p *process) call(ctx context.Context, op wire.Kind, meta any, sec secret.B
 		return nil, errWorkerGone
 	}
 	call.timer = time.AfterFunc(p.timeout, func() {
-		p.log.Error("hsm call never returned, killing the worker", zap.Stringer("op", op), zap.Duration("after", p.timeout))
+		p.log.Error("hsm call never returned, killing the worker",
+			tracing.Fields(ctx, zap.Stringer("op", op), zap.Duration("after", p.timeout))...)
 		p.kill(fmt.Errorf("%s did not return within %s", op, p.timeout))
 	})
 	p.pending[id] = call

@@ -114,7 +114,7 @@ type recorder struct {
 	latched  bool
 }
 
-func (r *recorder) HSMOperation(op, result string, _ time.Duration) {
+func (r *recorder) HSMOperation(op, result string, _ time.Duration, _ string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.results[op+" "+result]++

@@ -13,6 +13,7 @@ import (
 
 	"kekd/hsm/wire"
 	"kekd/internal/kek"
+	"kekd/internal/tracing"
 )
 
 const (
@@ -51,6 +52,10 @@ type supervisor struct {
 	lastErr   error
 	closed    bool // guarded by mu
 
+	// ended is why the last worker was given up or did not come up, as a class. Guarded
+	// by mu.
+	ended string
+
 	// serial is that of the last token that was logged in to. Only the start under
 	// way uses it.
 	serial string
@@ -59,6 +64,9 @@ type supervisor struct {
 // start is one attempt to bring up a worker.
 type start struct {
 	done chan struct{}
+	// ctx ends with the supervisor, and span is the one that ctx carries.
+	ctx  context.Context //nolint:containedctx // a start is a task of its own
+	span tracing.Span
 	p    *process // read after done is closed
 	err  error    // read after done is closed
 }
@@ -90,7 +98,7 @@ func (s *supervisor) get(ctx context.Context) (*process, error) {
 		defer s.mu.Unlock()
 		return s.cur, nil
 	case s.cur != nil: // died since its last call
-		s.retire(s.cur, errWorkerGone)
+		s.retire(ctx, s.cur, errWorkerGone)
 	}
 	if s.starting == nil {
 		if wait := time.Until(s.notBefore); wait > 0 {
@@ -98,16 +106,22 @@ func (s *supervisor) get(ctx context.Context) (*process, error) {
 			return nil, &pausedError{last: s.lastErr, wait: wait}
 		}
 		st := &start{done: make(chan struct{})}
+		st.ctx, st.span = s.cfg.Tracer.Root(s.stopped, ctx, tracing.WorkerStart, tracing.Reason.String(s.ended))
 		s.starting = st
 		go s.run(st)
 	}
 	st := s.starting
 	s.mu.Unlock()
+	_, span := s.cfg.Tracer.Child(ctx, tracing.WorkerAwait)
+	span.Link(st.span.Context())
 	select {
 	case <-st.done:
+		span.End(resultOf(st.err))
 		return st.p, st.err
 	case <-ctx.Done():
-		return nil, gaveUp(ctx, "wait for the HSM worker to start")
+		err := gaveUp(ctx, "wait for the HSM worker to start")
+		span.End(resultOf(err))
+		return nil, err
 	}
 }
 
@@ -132,7 +146,8 @@ func (e *pausedError) NotAsked() bool { return true }
 // run brings up a worker for everybody who waits for st.
 func (s *supervisor) run(st *start) {
 	defer close(st.done)
-	st.p, st.err = s.bringUp()
+	st.p, st.err = s.bringUp(st.ctx)
+	defer func() { endSpan(st.span, resultOf(st.err), st.err) }()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.starting = nil
@@ -142,6 +157,7 @@ func (s *supervisor) run(st *start) {
 	}
 	if st.err != nil {
 		s.lastErr = st.err
+		s.ended = resultOf(st.err)
 		s.failures++
 		s.cfg.Observer.HSMWorkerStartFailed(resultOf(st.err))
 		s.pause()
@@ -162,17 +178,19 @@ func (s *supervisor) pause() {
 	s.notBefore = time.Now().Add(wait)
 }
 
-// replace ends a worker that failed under a call; the next call starts another.
-func (s *supervisor) replace(p *process, why error) {
+// replace ends a worker that failed under the call of ctx; the next call starts
+// another.
+func (s *supervisor) replace(ctx context.Context, p *process, why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.cur == p {
-		s.retire(p, why)
+		s.retire(ctx, p, why)
 	}
 }
 
-// retire gives up the current worker. The caller holds mu.
-func (s *supervisor) retire(p *process, why error) {
+// retire gives up the current worker, which the call of ctx has found dead or at
+// fault. The caller holds mu.
+func (s *supervisor) retire(ctx context.Context, p *process, why error) {
 	p.kill(why)
 	s.cur = nil
 	if time.Since(p.started) > steadyLife {
@@ -185,12 +203,13 @@ func (s *supervisor) retire(p *process, why error) {
 	if e, ok := errors.AsType[*wire.Error](why); ok {
 		reason = e.Class.String()
 	}
+	s.ended = reason
 	s.cfg.Observer.HSMWorkerRestart(reason)
 	p.mu.Lock()
 	cause := p.cause
 	p.mu.Unlock()
-	s.cfg.Logger.Warn("hsm worker replaced", zap.Error(why), zap.NamedError("cause", cause),
-		zap.Duration("lived", time.Since(p.started).Round(time.Millisecond)), zap.Int("in_a_row", s.failures))
+	s.cfg.Logger.Warn("hsm worker replaced", tracing.Fields(ctx, zap.Error(why), zap.NamedError("cause", cause),
+		zap.Duration("lived", time.Since(p.started).Round(time.Millisecond)), zap.Int("in_a_row", s.failures))...)
 }
 
 // unavailable makes sure that callers see an error of the right class.
@@ -205,7 +224,7 @@ func unavailable(err error) error {
 const startTimeout = 60 * time.Second
 
 // bringUp starts a worker and takes it through load, login and proof.
-func (s *supervisor) bringUp() (*process, error) {
+func (s *supervisor) bringUp(ctx context.Context) (*process, error) {
 	begun := time.Now()
 	if _, err := os.Stat(s.cfg.Module); err != nil {
 		return nil, &wire.Error{
@@ -222,7 +241,7 @@ func (s *supervisor) bringUp() (*process, error) {
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	ctx, cancel := context.WithTimeout(s.stopped, startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	err = s.prepare(ctx, p, pin)
 	pin.Wipe() // now, and not when a worker that failed has ended
@@ -237,13 +256,14 @@ func (s *supervisor) bringUp() (*process, error) {
 		return nil, err
 	}
 	if s.serial != "" && s.serial != p.token.Serial {
-		s.cfg.Logger.Error("another token answers to hsm.token now", zap.String("serial_before", s.serial), zap.String("serial", p.token.Serial))
+		s.cfg.Logger.Error("another token answers to hsm.token now",
+			tracing.Fields(ctx, zap.String("serial_before", s.serial), zap.String("serial", p.token.Serial))...)
 	}
 	s.serial = p.token.Serial
-	s.cfg.Logger.Info("hsm worker ready",
+	s.cfg.Logger.Info("hsm worker ready", tracing.Fields(ctx,
 		zap.Int("pid", p.cmd.Process.Pid), zap.String("library", p.token.Library), zap.String("token", p.token.Label),
 		zap.String("serial", p.token.Serial), zap.Uint("slot", p.token.Slot), zap.Int("sessions", p.token.Sessions),
-		zap.Duration("elapsed", time.Since(begun).Round(time.Millisecond)))
+		zap.Duration("elapsed", time.Since(begun).Round(time.Millisecond)))...)
 	return p, nil
 }
 
@@ -267,7 +287,7 @@ func (s *supervisor) prepare(ctx context.Context, p *process, pin []byte) error 
 	var login wire.LoginReply
 	asked := time.Now()
 	_, err := p.call(ctx, wire.OpLogin, wire.LoginRequest{Required: token.LoginRequired}, secret, &login)
-	s.cfg.Observer.HSMOperation(wire.OpLogin.String(), resultOf(err), time.Since(asked))
+	s.cfg.Observer.HSMOperation(wire.OpLogin.String(), resultOf(err), time.Since(asked), tracing.TraceID(ctx))
 	if err != nil {
 		if errors.Is(err, kek.ErrPIN) {
 			return s.latch.set(token, pin, s.cfg.PIN.String(), err)
@@ -295,7 +315,8 @@ func (s *supervisor) proveAgain(ctx context.Context, p *process) error {
 		return err
 	}
 	if err != nil {
-		s.cfg.Logger.Warn("hsm key not proven again on the new worker", zap.Stringer("cka_id", last.id), zap.Error(err))
+		s.cfg.Logger.Warn("hsm key not proven again on the new worker",
+			tracing.Fields(ctx, zap.Stringer("cka_id", last.id), zap.Error(err))...)
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"kekd/hsm/wire"
 	"kekd/internal/kek"
 	"kekd/internal/secret"
+	"kekd/internal/tracing"
 )
 
 // PINSource is where the PIN comes from. String names it without the content.
@@ -26,8 +27,9 @@ type PINSource interface {
 // Observer learns of what happens, for metrics. Its methods must not block.
 type Observer interface {
 	// HSMOperation is one operation as the caller of Token saw it. The result is
-	// "ok" or an error class.
-	HSMOperation(op, result string, elapsed time.Duration)
+	// "ok" or an error class; traceID is the id of its trace in hexadecimal, empty if
+	// none is recorded.
+	HSMOperation(op, result string, elapsed time.Duration, traceID string)
 	// HSMWorkerRestart is a worker that came to its end other than by Close.
 	HSMWorkerRestart(reason string)
 	// HSMWorkerStartFailed is a worker that did not come up: the module would not
@@ -70,6 +72,8 @@ type Config struct {
 	Logger *zap.Logger
 	// Observer may be nil.
 	Observer Observer
+	// Tracer is nil for none.
+	Tracer *tracing.Tracer
 	// Command makes the worker's command; nil re-executes this binary.
 	Command func() *exec.Cmd
 }
@@ -290,14 +294,28 @@ func (t *Token) do(ctx context.Context, op wire.Kind, again repeat, meta any, se
 // reports how it went.
 func (t *Token) observe(ctx context.Context, name string, op wire.Kind, again repeat, meta any, sec secret.Bytes, reply any) (secret.Bytes, error) {
 	start := time.Now()
-	out, err := t.attempt(ctx, op, again, meta, sec, reply)
-	t.cfg.Observer.HSMOperation(name, resultOf(err), time.Since(start))
+	ctx, span := t.cfg.Tracer.Operation(ctx, tracing.HSM(name))
+	out, err := t.attempt(ctx, span, op, again, meta, sec, reply)
+	result := resultOf(err)
+	endSpan(span, result, err)
+	t.cfg.Observer.HSMOperation(name, result, time.Since(start), span.TraceID())
 	return out, err
 }
 
-func (t *Token) attempt(ctx context.Context, op wire.Kind, again repeat, meta any, sec secret.Bytes, reply any) (secret.Bytes, error) {
+// endSpan ends a span of something that the HSM was asked.
+func endSpan(span tracing.Span, result string, err error) {
+	if e, ok := errors.AsType[*wire.Error](err); ok && span.Recorded() && e.Call != "" {
+		span.Set(tracing.Function.String(e.Call), tracing.ReturnValue.String(wire.RVName(e.RV)))
+	}
+	span.End(result)
+}
+
+func (t *Token) attempt(
+	ctx context.Context, span tracing.Span, op wire.Kind, again repeat, meta any, sec secret.Bytes, reply any,
+) (secret.Bytes, error) {
 	var first error
 	for tries := 1; ; tries++ {
+		span.Set(tracing.Attempts.Int(tries))
 		p, err := t.sup.get(ctx)
 		if err != nil && tries == 1 && (faulty(err) || isClass(err, wire.ClassSetup)) && ctx.Err() == nil {
 			// The worker died while it started, or found no token, as SoftHSM has it for
@@ -315,7 +333,8 @@ func (t *Token) attempt(ctx context.Context, op wire.Kind, again repeat, meta an
 		if err == nil || !faulty(err) {
 			return out, err
 		}
-		t.sup.replace(p, err)
+		t.sup.replace(ctx, p, err)
+		span.Event(tracing.Replaced)
 		if !again || tries == 2 || ctx.Err() != nil {
 			return nil, err
 		}
@@ -363,8 +382,8 @@ func resultOf(err error) string {
 
 type noObserver struct{}
 
-func (noObserver) HSMOperation(string, string, time.Duration) {}
-func (noObserver) HSMWorkerRestart(string)                    {}
-func (noObserver) HSMWorkerStartFailed(string)                {}
-func (noObserver) HSMSessions(int, int, int)                  {}
-func (noObserver) HSMLatched(bool)                            {}
+func (noObserver) HSMOperation(string, string, time.Duration, string) {}
+func (noObserver) HSMWorkerRestart(string)                            {}
+func (noObserver) HSMWorkerStartFailed(string)                        {}
+func (noObserver) HSMSessions(int, int, int)                          {}
+func (noObserver) HSMLatched(bool)                                    {}

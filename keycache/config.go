@@ -9,6 +9,7 @@ import (
 
 	"kekd/internal/kek"
 	"kekd/internal/secret"
+	"kekd/internal/tracing"
 )
 
 // Wrapper is the HSM as this package needs it. It is safe for concurrent use
@@ -120,6 +121,8 @@ type Config struct {
 	// is called for a key that the ring lacks, from several goroutines at once, and
 	// limits by itself how often the token is asked. It may be nil.
 	Look func(ctx context.Context) error
+	// Tracer is nil for none.
+	Tracer *tracing.Tracer
 	// DirectUses counts the uses of each KEK under AES-GCM. Direct mode only.
 	DirectUses Counter
 }

@@ -73,15 +73,26 @@ func (k *oneTimeKey) deriveOnStack(seed secret.Bytes, salt []byte) {
 	clear(digest[:])
 }
 
+// sealedSize is the size of the envelope that seal makes, and roomFor the capacity
+// that the header must have for it.
+func sealedSize(header, plaintext int) int { return header + nonceSize + plaintext + tagSize }
+
+func roomFor(header, plaintext int, keyID string) int {
+	return sealedSize(header, plaintext) + header + len(keyID)
+}
+
 // seal appends nonce ‖ ciphertext ‖ tag of plaintext to header, which is
-// authenticated together with keyID.
+// authenticated together with keyID. What both make up is put together in the room
+// behind the envelope, to be spared an allocation.
 func (k *oneTimeKey) seal(header, plaintext []byte, keyID string) ([]byte, error) {
 	gcm, err := k.aead()
 	if err != nil {
 		return nil, err
 	}
+	end := sealedSize(len(header), len(plaintext))
+	bound := appendAAD(header[end:end], header, keyID)
 	//nolint:gosec // G407: this AEAD draws the nonce itself and takes none
-	return gcm.Seal(header, nil, plaintext, aad(header, keyID)), nil
+	return gcm.Seal(header[:len(header):end], nil, plaintext, bound), nil
 }
 
 // open is the inverse of seal for a parsed envelope.
@@ -113,9 +124,11 @@ func (k *oneTimeKey) aead() (cipher.AEAD, error) {
 // key_id. The header's parts have their lengths in front, so the border between
 // the two cannot move.
 func aad(header []byte, keyID string) []byte {
-	b := make([]byte, 0, len(header)+len(keyID))
-	b = append(b, header...)
-	return append(b, keyID...)
+	return appendAAD(make([]byte, 0, len(header)+len(keyID)), header, keyID)
+}
+
+func appendAAD(dst, header []byte, keyID string) []byte {
+	return append(append(dst, header...), keyID...)
 }
 
 // seedAAD is what a wrapped seed is bound to. The zero bytes keep the parts

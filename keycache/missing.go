@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"kekd/internal/kek"
+	"kekd/internal/tracing"
 )
 
 const (
@@ -41,7 +42,9 @@ func (s *Sealer) findKey(ctx context.Context, id kek.ID) error {
 	}
 	limited, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
+	limited, span := s.cfg.Tracer.Child(limited, tracing.RingAwait)
 	looked := s.cfg.Look(limited)
+	span.End(kek.Class(looked))
 	if err = s.permitted(id); !errors.Is(err, kek.ErrUnknownKey) {
 		return err
 	}

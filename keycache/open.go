@@ -4,9 +4,13 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"sync/atomic"
+
+	"go.opentelemetry.io/otel/trace"
 
 	"kekd/internal/kek"
 	"kekd/internal/secret"
+	"kekd/internal/tracing"
 )
 
 // Open decrypts what Seal made, in either mode, on any node. The result belongs
@@ -34,11 +38,13 @@ func (s *Sealer) Open(ctx context.Context, sealed kek.Sealed) ([]byte, error) {
 	if s.cfg.Mode == Direct || e.scheme == schemeDirect {
 		kek.NoteSource(ctx, kek.FromHSM)
 	}
-	open := s.openSeeded
+	// Not by a variable, which would put the envelope on the heap.
+	var plaintext []byte
 	if e.scheme == schemeDirect {
-		open = s.openDirect
+		plaintext, err = s.openDirect(ctx, &e, sealed.KeyID)
+	} else {
+		plaintext, err = s.openSeeded(ctx, &e, sealed.KeyID)
 	}
-	plaintext, err := open(ctx, &e, sealed.KeyID)
 	if err != nil {
 		return nil, fmt.Errorf("open under key %s: %w", e.id, err)
 	}
@@ -102,6 +108,7 @@ func (s *Sealer) deriveCached(ctx context.Context, e *envelope, key *oneTimeKey)
 	}
 	if err := s.refused.recall(d, s.cfg.Clock()); err != nil {
 		s.cfg.Observer.CacheRequest(CacheRemembered)
+		tracing.From(ctx).Event(tracing.Remembered)
 		return nil, fmt.Errorf("not asked again so soon: %w", err)
 	}
 	kek.NoteSource(ctx, kek.FromHSM)
@@ -125,31 +132,69 @@ func (s *Sealer) deriveCached(ctx context.Context, e *envelope, key *oneTimeKey)
 func (s *Sealer) fetch(ctx context.Context, e *envelope, d digest) (*seedEntry, error) {
 	id, mechanism := e.id, e.mechanism
 	wrapped := bytes.Clone(e.wrapped) // the envelope is the caller's, who may leave
+	ctx, span := s.cfg.Tracer.Child(ctx, tracing.SeedFetch)
+	var own atomic.Bool
 	flight := s.flights.DoChan(string(d[:]), func() (any, error) {
-		if entry := s.seeds.get(d); entry != nil { // a flight has just landed
-			return entry, nil
-		}
-		seed, err := s.unwrapSeed(ctx, id, mechanism, wrapped)
-		defer seed.Wipe()
-		if err != nil {
-			s.refused.remember(d, err, s.cfg.Clock())
-			return nil, err
-		}
-		entry, err := s.seeds.add(d, id, seed, s.cfg.Clock(), s.permitted)
-		if err != nil {
-			return nil, arenaError(err)
-		}
-		return entry, nil
+		own.Store(true)
+		return s.fly(ctx, d, id, mechanism, wrapped)
 	})
+	var entry *seedEntry
+	var err error
 	select {
 	case r := <-flight:
-		if r.Err != nil {
-			return nil, r.Err
-		}
-		return r.Val.(*seedEntry), nil
+		// Its span is known where the flight has failed too.
+		landed, _ := r.Val.(landing)
+		entry, err = landed.entry, r.Err
+		s.tellFlight(span, own.Load(), landed.span)
 	case <-ctx.Done():
-		return nil, waitError(ctx)
+		err = waitError(ctx)
+		underWay, _ := s.underWay.Load(d)
+		flown, _ := underWay.(trace.SpanContext)
+		s.tellFlight(span, own.Load(), flown)
 	}
+	span.End(kek.Class(err))
+	return entry, err
+}
+
+// tellFlight notes on the span of who waited whose flight it was.
+func (s *Sealer) tellFlight(span tracing.Span, own bool, flight trace.SpanContext) {
+	if own {
+		span.Set(tracing.Flight.String("own"))
+		return
+	}
+	span.Set(tracing.Flight.String("shared"))
+	span.Link(flight)
+}
+
+// landing is how a flight ended.
+type landing struct {
+	entry *seedEntry
+	span  trace.SpanContext // the flight's; not valid if it was not recorded
+}
+
+// fly is a flight: it has the HSM unwrap a seed and puts it into the cache. It
+// returns a landing in any case.
+func (s *Sealer) fly(ctx context.Context, d digest, id kek.ID, m kek.Mechanism, wrapped []byte) (_ any, err error) {
+	if entry := s.seeds.get(d); entry != nil { // a flight has just landed
+		return landing{entry: entry}, nil
+	}
+	ctx, span := s.cfg.Tracer.Child(ctx, tracing.SeedUnwrap)
+	if span.Recorded() {
+		s.underWay.Store(d, span.Context())
+		defer s.underWay.Delete(d)
+	}
+	defer func() { span.End(kek.Class(err)) }()
+	seed, err := s.unwrapSeed(ctx, id, m, wrapped)
+	defer seed.Wipe()
+	if err != nil {
+		s.refused.remember(d, err, s.cfg.Clock())
+		return landing{span: span.Context()}, err
+	}
+	entry, err := s.seeds.add(d, id, seed, s.cfg.Clock(), s.permitted)
+	if err != nil {
+		return landing{span: span.Context()}, arenaError(err)
+	}
+	return landing{entry, span.Context()}, nil
 }
 
 // unwrapSeed asks the HSM through the gate. The caller wipes the seed.

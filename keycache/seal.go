@@ -47,7 +47,7 @@ func (s *Sealer) Seal(ctx context.Context, plaintext []byte) (kek.Sealed, error)
 var errReleased = errors.New("the seed was released")
 
 func (s *Sealer) sealSeeded(_ context.Context, c *current, plaintext []byte) ([]byte, error) {
-	size := len(c.prefix) + saltSize + nonceSize + len(plaintext) + tagSize
+	size := sealedSize(len(c.prefix)+saltSize, len(plaintext))
 	if size > maxCiphertext {
 		return nil, tooLarge(len(plaintext), size)
 	}
@@ -57,7 +57,7 @@ func (s *Sealer) sealSeeded(_ context.Context, c *current, plaintext []byte) ([]
 	if c.uses.Add(1) > s.cfg.MaxUses {
 		return nil, fmt.Errorf("the seed was used %d times: %w", s.cfg.MaxUses, kek.ErrUnavailable)
 	}
-	header := append(make([]byte, 0, size), c.prefix...)
+	header := append(make([]byte, 0, roomFor(len(c.prefix)+saltSize, len(plaintext), c.keyID)), c.prefix...)
 	header = header[:len(c.prefix)+saltSize]
 	salt := header[len(c.prefix):]
 	_, _ = rand.Read(salt) // never fails, see its documentation

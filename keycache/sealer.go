@@ -25,7 +25,10 @@ type Sealer struct {
 	arena   *secret.Arena
 	seeds   *seeds // nil in direct mode, as arena is
 	flights singleflight.Group
-	refused *failures
+	// underWay has the spans of the flights under way that are recorded: a
+	// trace.SpanContext by digest.
+	underWay sync.Map
+	refused  *failures
 	// missing remembers the keys that a look at the ring did not find, apart from
 	// refused so that made-up keys push nothing out of that.
 	missing *failures

@@ -25,13 +25,13 @@ func TestSource(t *testing.T) {
 		{"direct mode", direct, straight, kek.FromHSM},
 		{"a seed in direct mode", direct, own, kek.FromHSM},
 	} {
-		ctx := &kek.Sourced{Context: t.Context()}
+		ctx := &kek.Request{Context: t.Context()}
 		if _, err := c.s.Open(ctx, c.sealed); err != nil || ctx.Source != c.want {
 			t.Errorf("open by %s: from %q, want %q (%v)", c.name, ctx.Source, c.want, err)
 		}
 	}
 	for s, want := range map[*Sealer]kek.Source{seeded: kek.FromSeed, direct: kek.FromHSM} {
-		ctx := &kek.Sourced{Context: t.Context()}
+		ctx := &kek.Request{Context: t.Context()}
 		if _, err := s.Seal(ctx, []byte("p")); err != nil || ctx.Source != want {
 			t.Errorf("seal: from %q, want %q (%v)", ctx.Source, want, err)
 		}

@@ -43,8 +43,8 @@ func (e *auditError) Unwrap() error { return e.err }
 
 // record has the Auditor put a request on record, and returns the request's own
 // error or, where it is to be withheld, why.
-func (g *guard) record(ctx *kek.Sourced, method string, req, resp any, err error, elapsed time.Duration) error {
-	r := AuditRecord{Method: method, UID: uidOf(req), KeyID: keyIDOf(req, resp), Result: "ok", Elapsed: elapsed, Source: ctx.Source}
+func (g *guard) record(ctx *kek.Request, method string, req, resp any, err error, elapsed time.Duration) error {
+	r := AuditRecord{Method: method, UID: ctx.UID, KeyID: keyIDOf(req, resp), Result: "ok", Elapsed: elapsed, Source: ctx.Source}
 	if err != nil {
 		r.Result = classify(err).name
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"unicode/utf8"
 
 	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc/codes"
@@ -121,10 +122,15 @@ func (f failure) publicText(err error, keyID string) string {
 // texts and logs, in bytes: longer than any key_id that kekd makes.
 const maxEchoedKeyID = 288
 
-// clip cuts s, which a client chose, to at most n bytes.
+// clip cuts s, which a client chose and gRPC has found to be UTF-8, to at most n
+// bytes, between two characters: a line of the log or a span that is no UTF-8 is
+// refused by who collects it.
 func clip(s string, n int) string {
 	if len(s) <= n {
 		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
 	}
 	return s[:n] + "…"
 }

@@ -17,6 +17,7 @@ import (
 	kmsapi "k8s.io/kms/apis/v2"
 
 	"kekd/internal/kek"
+	"kekd/internal/tracing"
 )
 
 const (
@@ -28,16 +29,17 @@ const (
 // is a UUID where kube-apiserver sends it, anything elsewhere.
 const maxUIDSize = 64
 
-// guard stands around every call: the cap, the recovery from panics, metrics and
-// log. It is one interceptor on purpose, since a chain costs a closure per link
+// guard stands around every call: the cap, the recovery from panics, metrics, log
+// and trace. It is one interceptor on purpose, since a chain costs a closure per link
 // and request.
 type guard struct {
 	log      *zap.Logger
 	observer Observer
 	clock    func() time.Time
 	throttle *throttle
-	auditor  Auditor // nil for none
-	max      int64   // Encrypts and Decrypts at once
+	auditor  Auditor         // nil for none
+	tracer   *tracing.Tracer // nil for none
+	max      int64           // Encrypts and Decrypts at once
 
 	inFlight atomic.Int64
 }
@@ -46,27 +48,43 @@ type guard struct {
 func (g *guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	start := g.clock()
 	method := strings.TrimPrefix(info.FullMethod, methodPrefix)
-	var sourced *kek.Sourced
-	if g.auditor != nil && method != methodStatus {
-		sourced = &kek.Sourced{Context: ctx}
-		ctx = sourced
+	if method == methodStatus {
+		return g.status(ctx, req, start, handler)
 	}
-	resp, err := g.serve(ctx, req, method, handler)
+	var span tracing.Span
+	if g.tracer != nil {
+		ctx, span = g.tracer.Request(ctx, info.FullMethod, incoming{ctx})
+	}
+	request := &kek.Request{Context: ctx, UID: uidOf(req)}
+	resp, err := g.serve(request, req, method, handler)
 	elapsed := g.clock().Sub(start)
-	if sourced != nil {
-		err = g.record(sourced, method, req, resp, err, elapsed)
+	if g.auditor != nil {
+		err = g.record(request, method, req, resp, err, elapsed)
 		elapsed = g.clock().Sub(start) // the client waits for the record too
 	}
 	if err != nil {
-		return nil, g.fail(method, req, err, elapsed)
+		f := classify(err)
+		finish(span, request, req, nil, f)
+		return nil, g.fail(request, method, req, err, f, elapsed, span.TraceID())
 	}
-	g.observer.Request(method, codes.OK, elapsed)
-	if method != methodStatus {
-		if entry := g.log.Check(zap.DebugLevel, "request served"); entry != nil {
-			entry.Write(zap.String("method", method), zap.String("uid", uidOf(req)),
-				zap.String("key_id", keyIDOf(req, resp)), zap.Duration("elapsed", elapsed))
-		}
+	finish(span, request, req, resp, failure{name: tracing.ResultOK})
+	g.observer.Request(method, codes.OK, elapsed, span.TraceID())
+	if entry := g.log.Check(zap.DebugLevel, "request served"); entry != nil {
+		entry.Write(tracing.Fields(request, zap.String("method", method),
+			zap.String("key_id", keyIDOf(req, resp)), zap.Duration("elapsed", elapsed))...)
 	}
+	return resp, nil
+}
+
+// status serves a Status. It has no span, no record and, when it succeeds, no line in
+// the log: it answers from memory, and is asked for all the time.
+func (g *guard) status(ctx context.Context, req any, start time.Time, handler grpc.UnaryHandler) (any, error) {
+	resp, err := g.serve(ctx, req, methodStatus, handler)
+	elapsed := g.clock().Sub(start)
+	if err != nil {
+		return nil, g.fail(ctx, methodStatus, req, err, classify(err), elapsed, "")
+	}
+	g.observer.Request(methodStatus, codes.OK, elapsed, "")
 	return resp, nil
 }
 
@@ -110,16 +128,14 @@ func (g *guard) leave() {
 	g.observer.InFlight(-1)
 }
 
-// fail reports err and returns what the client gets of it.
-func (g *guard) fail(method string, req any, err error, elapsed time.Duration) error {
-	f := classify(err)
-	g.observer.Request(method, f.code, elapsed)
+// fail reports err, which f classifies, and returns what the client gets of it.
+func (g *guard) fail(ctx context.Context, method string, req any, err error, f failure, elapsed time.Duration, traceID string) error {
+	g.observer.Request(method, f.code, elapsed, traceID)
 	keyID := keyIDOf(req, nil)
 	if ok, dropped := g.throttle.allow(throttleKind{method, f.name}); ok {
-		fields := []zap.Field{
-			zap.String("method", method), zap.String("uid", uidOf(req)), zap.String("class", f.name),
-			zap.Stringer("code", f.code), zap.Duration("elapsed", elapsed), zap.Error(err),
-		}
+		fields := tracing.Fields(ctx,
+			zap.String("method", method), zap.String("class", f.name),
+			zap.Stringer("code", f.code), zap.Duration("elapsed", elapsed), zap.Error(err))
 		if keyID != "" {
 			fields = append(fields, zap.String("key_id", keyID))
 		}

@@ -112,7 +112,7 @@ type tally struct {
 	panics   int
 }
 
-func (o *tally) Request(method string, code codes.Code, _ time.Duration) {
+func (o *tally) Request(method string, code codes.Code, _ time.Duration, _ string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.requests == nil {

@@ -15,8 +15,9 @@ type Observer interface {
 	Arrived()
 	// Request reports a call that ended, by method name ("Encrypt") and code.
 	// Requests that gRPC itself turned away (unknown method, oversize message,
-	// undecodable message) are not among them.
-	Request(method string, code codes.Code, elapsed time.Duration)
+	// undecodable message) are not among them. traceID is the id of its trace in
+	// hexadecimal, empty if none is recorded.
+	Request(method string, code codes.Code, elapsed time.Duration, traceID string)
 	// InFlight changes the number of Encrypts and Decrypts being served.
 	InFlight(delta int)
 	// Refused reports a connection closed because this uid is not on the allow-list.
@@ -30,9 +31,9 @@ type Observer interface {
 // nopObserver stands in where nobody counts.
 type nopObserver struct{}
 
-func (nopObserver) Arrived()                                  {}
-func (nopObserver) Request(string, codes.Code, time.Duration) {}
-func (nopObserver) InFlight(int)                              {}
-func (nopObserver) Refused(uint32)                            {}
-func (nopObserver) TooMany()                                  {}
-func (nopObserver) Panic()                                    {}
+func (nopObserver) Arrived()                                          {}
+func (nopObserver) Request(string, codes.Code, time.Duration, string) {}
+func (nopObserver) InFlight(int)                                      {}
+func (nopObserver) Refused(uint32)                                    {}
+func (nopObserver) TooMany()                                          {}
+func (nopObserver) Panic()                                            {}

@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 	kmsapi "k8s.io/kms/apis/v2"
+
+	"kekd/internal/tracing"
 )
 
 const (
@@ -62,6 +64,8 @@ type Config struct {
 	Observer Observer
 	// Auditor is nil for none.
 	Auditor Auditor
+	// Tracer is nil for none.
+	Tracer *tracing.Tracer
 	// Clock times requests and log lines; nil means time.Now. Deadlines run on
 	// the real clock.
 	Clock func() time.Time
@@ -112,7 +116,7 @@ func New(cfg Config) (*Server, error) {
 	lines := newThrottle(cfg.Clock)
 	g := &guard{
 		log: cfg.Log, observer: cfg.Observer, clock: cfg.Clock, throttle: lines,
-		auditor: cfg.Auditor, max: int64(cfg.MaxInFlight),
+		auditor: cfg.Auditor, tracer: cfg.Tracer, max: int64(cfg.MaxInFlight),
 	}
 	warn := func(class, text string, p PeerInfo) {
 		if ok, dropped := lines.allow(throttleKind{class: class}); ok {

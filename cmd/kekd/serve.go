@@ -61,6 +61,7 @@ type daemon struct {
 	trail   *trail
 	history *history.Recorder
 	started time.Time
+	traces  traces
 	server  *plugin.Server
 	socket  *plugin.Socket
 	http    net.Listener // nil when it is turned off
@@ -144,11 +145,15 @@ func assemble(ctx context.Context, cfg config.Config, loggers logging.Loggers) (
 	}
 	d.started = now()
 	d.history = newHistory(d.metrics, loggers.Log)
+	if d.traces, err = openTraces(cfg.Tracing, loggers.Log.Named("tracing"), d.metrics); err != nil {
+		return nil, err
+	}
 	watch := &observer{Metrics: d.metrics, history: d.history}
 	tokenConfig, err := setup.Token(cfg, store, loggers.Log, watch)
 	if err != nil {
 		return nil, err
 	}
+	tokenConfig.Tracer = d.traces.tracer
 	d.token = hsm.New(tokenConfig)
 	if d.trail, err = openTrail(cfg, d.token, store, loggers.Log, watch); err != nil {
 		return nil, err
@@ -179,6 +184,7 @@ func assemble(ctx context.Context, cfg config.Config, loggers logging.Loggers) (
 		Ring: cfg.KeyRing.Label, Primary: primary, Policy: cfg.KeyRing.Policy, Refresh: cfg.KeyRing.Refresh, Timeout: 2 * cfg.HSM.CallTimeout,
 		Token: auditedToken{d.token, d.trail}, Sealer: d.sealer, Health: auditedHealth{d.monitor, d.trail}, Memory: store, Observer: watch,
 		Clock: now, Logger: loggers.Log.Named("ring"), Audit: loggers.Audit,
+		Tracer: d.traces.tracer,
 	})
 	if err != nil {
 		return nil, err
@@ -186,7 +192,7 @@ func assemble(ctx context.Context, cfg config.Config, loggers logging.Loggers) (
 	d.server, err = plugin.New(plugin.Config{
 		Sealer: d.sealer, Health: d.monitor, AllowedUIDs: cfg.Socket.AllowedUIDs,
 		MaxInFlight: cfg.Socket.MaxInFlight, RequestTimeout: cfg.Socket.RequestTimeout,
-		Log: loggers.Log.Named("plugin"), Observer: d.metrics, Auditor: d.trail.auditor(),
+		Log: loggers.Log.Named("plugin"), Observer: d.metrics, Auditor: d.trail.auditor(), Tracer: d.traces.tracer,
 	})
 	return d, err
 }
@@ -206,8 +212,8 @@ func (d *daemon) newSealer(store *state.Dir, watch keycache.Observer) (*keycache
 	return keycache.New(keycache.Config{
 		Ring: cfg.KeyRing.Label, Mode: mode, MaxAge: cfg.Seeds.MaxAge, MaxUses: cfg.Seeds.MaxUses,
 		CacheSize: cfg.Seeds.CacheSize, LockMemory: cfg.Seeds.LockMemory, Observer: watch, DirectUses: uses,
-		Clock: now,
-		Look:  func(ctx context.Context) error { return d.watcher.Look(ctx) }, // which is there once requests are
+		Clock: now, Tracer: d.traces.tracer,
+		Look: func(ctx context.Context) error { return d.watcher.Look(ctx) }, // which is there once requests are
 	}, auditedToken{d.token, d.trail})
 }
 
@@ -226,6 +232,7 @@ func (d *daemon) abandon() error {
 	if d.trail != nil {
 		err = errors.Join(err, d.trail.close(context.Background())) // which was not started
 	}
+	err = errors.Join(err, d.traces.close(context.Background())) // which has no spans
 	return err
 }
 
@@ -305,6 +312,9 @@ func (d *daemon) run(ctx context.Context) error {
 		d.log.Warn("the audit trail ends without a signature", zap.Error(err))
 	}
 	d.token.Close()
+	if err := d.traces.close(ctx); err != nil {
+		d.log.Warn("the last spans are lost", zap.Error(err))
+	}
 	stopHTTP()
 	return errors.Join(parts.Wait(), wiped, d.unlock())
 }
@@ -337,8 +347,8 @@ type observer struct {
 
 // HSMOperation implements hsm.Observer. Logins are put on record, for nobody asks for
 // one: a worker that starts does them.
-func (o *observer) HSMOperation(op, result string, elapsed time.Duration) {
-	o.Metrics.HSMOperation(op, result, elapsed)
+func (o *observer) HSMOperation(op, result string, elapsed time.Duration, traceID string) {
+	o.Metrics.HSMOperation(op, result, elapsed, traceID)
 	if op == wire.OpLogin.String() {
 		o.trail.login(result, elapsed)
 	}

@@ -15,6 +15,7 @@ type Config struct {
 	Health  Health  `yaml:"health"`
 	Log     Log     `yaml:"log"`
 	Audit   Audit   `yaml:"audit"`
+	Tracing Tracing `yaml:"tracing"`
 	// StateDir is the directory, absolute, where kekd remembers what must survive a
 	// restart: the newest key it published, a latched PIN, the use counts of direct
 	// mode. It is made with mode 0700 if it is missing. No key, seed or PIN
@@ -231,6 +232,34 @@ const (
 	ForwardJournald Forward = "journald"
 )
 
+// Tracing says where the traces of requests go, see tracing.md. The names in
+// parentheses are those that OpenTelemetry has for the same in the environment.
+type Tracing struct {
+	// Endpoint is the collector that takes OTLP by gRPC (OTEL_EXPORTER_OTLP_ENDPOINT):
+	// http://HOST:PORT without TLS, https://HOST:PORT with it. Empty turns tracing off.
+	Endpoint string `yaml:"endpoint"`
+	// AllowPlaintext permits an http:// endpoint that is not on this host
+	// (OTEL_EXPORTER_OTLP_INSECURE). Whoever is on the way reads key_ids, uids and
+	// times, and can take the collector's place.
+	AllowPlaintext bool `yaml:"allowPlaintext"`
+	// CAFile is the path, absolute, of the certificates in PEM that vouch for an
+	// https:// endpoint (OTEL_EXPORTER_OTLP_CERTIFICATE). Empty trusts those of the
+	// system.
+	CAFile string `yaml:"caFile"`
+	// ClientCertificateFile is the path, absolute, of the certificate in PEM that kekd
+	// shows to an https:// endpoint (OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE). It is read
+	// anew for every connection.
+	ClientCertificateFile string `yaml:"clientCertificateFile"`
+	// ClientKeyFile is the path, absolute, of the key of that certificate
+	// (OTEL_EXPORTER_OTLP_CLIENT_KEY).
+	ClientKeyFile string `yaml:"clientKeyFile"`
+	// SampleRatio is the share of requests that are recorded, 0 to 1
+	// (OTEL_TRACES_SAMPLER=parentbased_traceidratio, OTEL_TRACES_SAMPLER_ARG). For a
+	// client that sends its own trace along, its decision counts instead. Starts of the
+	// HSM worker, proofs of keys and changes of the key in use are always recorded.
+	SampleRatio float64 `yaml:"sampleRatio"`
+}
+
 // Mechanism is a choice of hsm.mechanism.
 type Mechanism string
 
@@ -298,6 +327,7 @@ func Default() Config {
 			MaxFiles:          100,
 			Forward:           ForwardNone,
 		},
+		Tracing:  Tracing{SampleRatio: 1},
 		StateDir: "/var/lib/kekd",
 	}
 }

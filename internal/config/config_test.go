@@ -71,6 +71,13 @@ seeds: {mode: direct, maxAge: 720h, maxUses: 4294967296, cacheSize: 1, lockMemor
 health: {probeInterval: 5m, outageGrace: 0s}
 log: {level: debug, format: console}
 audit: {dir: /srv/audit, onFailure: block, warmDecrypts: aggregate, checkpointEvery: 2m, checkpointRecords: 50, maxFileSize: 1048576, maxFiles: 0, maxAge: 48h, forward: journald}
+tracing:
+  endpoint: https://collector.example:4317
+  allowPlaintext: true
+  caFile: /etc/otel/ca.pem
+  clientCertificateFile: /etc/otel/kekd.pem
+  clientKeyFile: /etc/otel/kekd.key
+  sampleRatio: 0.25
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -94,6 +101,10 @@ audit: {dir: /srv/audit, onFailure: block, warmDecrypts: aggregate, checkpointEv
 		Audit: Audit{
 			Dir: "/srv/audit", OnFailure: AuditBlock, WarmDecrypts: WarmAggregate, CheckpointEvery: 2 * time.Minute,
 			CheckpointRecords: 50, MaxFileSize: 1 << 20, MaxAge: 48 * time.Hour, Forward: ForwardJournald,
+		},
+		Tracing: Tracing{
+			Endpoint: "https://collector.example:4317", AllowPlaintext: true, CAFile: "/etc/otel/ca.pem",
+			ClientCertificateFile: "/etc/otel/kekd.pem", ClientKeyFile: "/etc/otel/kekd.key", SampleRatio: 0.25,
 		},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -126,7 +137,9 @@ func TestParseProblems(t *testing.T) {
 		{"second document", "+---\nhsm: {}\n", []string{`a second YAML document begins at line 7; keep one`}},
 		{"trailing garbage", "+---\n}\n", []string{`the file is not valid YAML: line 7: did not find expected node content`}},
 		{"unknown section", "+sockets: {}\n", []string{
-			`sockets: unknown field (line 7); known here: socket, http, hsm, keyRing, seeds, health, log, audit, stateDir`}},
+			`sockets: unknown field (line 7); known here: socket, http, hsm, keyRing, seeds, health, log, audit, tracing, stateDir`}},
+		{"ratio no number", "+tracing: {sampleRatio: all}\n", []string{`tracing.sampleRatio: must be a number, got "all" (line 7)`}},
+		{"ratio NaN", "+tracing: {sampleRatio: .nan}\n", []string{`tracing.sampleRatio: must be 0 to 1, got NaN (line 7); write 0.01 for one request in a hundred`}},
 		{"unknown field", "+http: {addr: x}\n", []string{`http.addr: unknown field (line 7); known here: address, allowRemote`}},
 		{"wrong case", "+http: {Address: x}\n", []string{`http.Address: unknown field (line 7); known here: address, allowRemote`}},
 		{"set twice", "+log: {level: info, level: warn}\n", []string{`log.level: is set twice, first in line 7 (line 7); keep one`}},
@@ -252,6 +265,22 @@ func TestValidate(t *testing.T) {
 		{"cache size", func(c *Config) { c.Seeds.CacheSize = 0 }, `seeds.cacheSize: must be 1 to 1048576, got 0`},
 		{"probe interval", func(c *Config) { c.Health.ProbeInterval = 0 }, `health.probeInterval: must be 100ms to 5m, got 0s`},
 		{"grace", func(c *Config) { c.Health.OutageGrace = -time.Second }, `health.outageGrace: must be 0s to 24h, got -1s`},
+		{"tracing here", func(c *Config) { c.Tracing.Endpoint = "http://localhost:4317/" }, ""},
+		{"tracing here, IPv6", func(c *Config) { c.Tracing.Endpoint = "http://[::1]:4317" }, ""},
+		{"tracing by TLS", func(c *Config) { c.Tracing.Endpoint = "https://collector:4317" }, ""},
+		{"tracing in the open", func(c *Config) { c.Tracing.Endpoint = "http://192.0.2.1:4317" }, `tracing.endpoint: must be a loopback address without TLS, got "http://192.0.2.1:4317"; use https://, or set tracing.allowPlaintext: true if the network is trusted`},
+		{"tracing in the open, by name", func(c *Config) { c.Tracing.Endpoint = "http://localhost.example:4317" }, `tracing.endpoint: must be a loopback address without TLS, got "http://localhost.example:4317"; use https://, or set tracing.allowPlaintext: true if the network is trusted`},
+		{"tracing in the open, allowed", func(c *Config) {
+			c.Tracing.Endpoint, c.Tracing.AllowPlaintext = "http://192.0.2.1:4317", true
+		}, ""},
+		{"tracing without a scheme", func(c *Config) { c.Tracing.Endpoint = "127.0.0.1:4317" }, `tracing.endpoint: must be http://HOST:PORT or https://HOST:PORT; write it as http://127.0.0.1:4317 or https://collector.example:4317`},
+		{"tracing without a port", func(c *Config) { c.Tracing.Endpoint = "https://collector" }, `tracing.endpoint: must have a port from 1 to 65535, usually 4317; write it as http://127.0.0.1:4317 or https://collector.example:4317`},
+		{"tracing by HTTP", func(c *Config) { c.Tracing.Endpoint = "http://127.0.0.1:4318/v1/traces" }, `tracing.endpoint: must have nothing behind the port: OTLP by gRPC has no path; write it as http://127.0.0.1:4317 or https://collector.example:4317`},
+		{"tracing with a password", func(c *Config) { c.Tracing.Endpoint = "http://u:hunter2@127.0.0.1:4317" }, `tracing.endpoint: must not carry a user or password; write it as http://127.0.0.1:4317 or https://collector.example:4317`},
+		{"tracing CA without TLS", func(c *Config) { c.Tracing.Endpoint, c.Tracing.CAFile = "http://127.0.0.1:4317", "/ca.pem" }, `tracing.caFile: needs an endpoint with TLS; begin tracing.endpoint with https://, or remove the line`},
+		{"tracing CA relative", func(c *Config) { c.Tracing.Endpoint, c.Tracing.CAFile = "https://c:4317", "ca.pem" }, `tracing.caFile: must be an absolute path, got "ca.pem"; write it from the root, beginning with a slash`},
+		{"tracing half a pair", func(c *Config) { c.Tracing.Endpoint, c.Tracing.ClientKeyFile = "https://c:4317", "/k.pem" }, `tracing.clientCertificateFile: must be set together with tracing.clientKeyFile; set both or neither`},
+		{"sample ratio", func(c *Config) { c.Tracing.SampleRatio = 1.5 }, `tracing.sampleRatio: must be 0 to 1, got 1.5; write 0.01 for one request in a hundred`},
 		{"log format", func(c *Config) { c.Log.Format = "xml" }, `log.format: must be one of json, console, got "xml"`},
 	}
 	for _, tt := range tests {

@@ -159,8 +159,14 @@ func (d *decoder) duration(name string, n *yaml.Node, out reflect.Value) {
 // scalar decodes a number or a boolean.
 func (d *decoder) scalar(name string, n *yaml.Node, out reflect.Value) {
 	want, tag := "a whole number", "!!int"
-	if out.Kind() == reflect.Bool {
+	switch out.Kind() {
+	case reflect.Bool:
 		want, tag = "true or false", "!!bool"
+	case reflect.Float64:
+		want = "a number"
+		if n.ShortTag() == "!!float" {
+			tag = "!!float"
+		}
 	}
 	if n.Kind == yaml.ScalarNode && n.ShortTag() == tag && n.Decode(out.Addr().Interface()) == nil {
 		return

@@ -2,8 +2,10 @@ package config
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -46,6 +48,7 @@ func (c Config) problems() Problems {
 	oneOf(&v, "log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf(&v, "log.format", c.Log.Format, "json", "console")
 	v.audit(c.Audit)
+	v.tracing(c.Tracing)
 	v.path("stateDir", c.StateDir)
 	return v.problems
 }
@@ -66,6 +69,70 @@ func (v *validator) audit(a Audit) {
 		within(v, "audit.maxAge", a.MaxAge, time.Hour, 87600*time.Hour)
 	}
 	oneOf(v, "audit.forward", a.Forward, ForwardNone, ForwardSyslog, ForwardJournald)
+}
+
+func (v *validator) tracing(t Tracing) {
+	if !(t.SampleRatio >= 0 && t.SampleRatio <= 1) { // so that NaN is not either
+		v.add("tracing.sampleRatio", "write 0.01 for one request in a hundred", "must be 0 to 1, got %v", t.SampleRatio)
+	}
+	const field = "tracing.endpoint"
+	for _, f := range []struct{ field, path string }{
+		{"tracing.caFile", t.CAFile}, {"tracing.clientCertificateFile", t.ClientCertificateFile}, {"tracing.clientKeyFile", t.ClientKeyFile},
+	} {
+		if f.path == "" {
+			continue
+		}
+		v.path(f.field, f.path)
+		if !strings.HasPrefix(t.Endpoint, "https://") {
+			v.add(f.field, "begin tracing.endpoint with https://, or remove the line", "needs an endpoint with TLS")
+		}
+	}
+	if (t.ClientCertificateFile == "") != (t.ClientKeyFile == "") {
+		v.add("tracing.clientCertificateFile", "set both or neither", "must be set together with tracing.clientKeyFile")
+	}
+	if t.Endpoint == "" {
+		return
+	}
+	e, err := ParseEndpoint(t.Endpoint)
+	if err != nil {
+		v.add(field, "write it as http://127.0.0.1:4317 or https://collector.example:4317", "%s", err.Error())
+		return
+	}
+	if !e.TLS && !e.Loopback && !t.AllowPlaintext {
+		v.add(field, "use https://, or set tracing.allowPlaintext: true if the network is trusted",
+			"must be a loopback address without TLS, got %q", t.Endpoint)
+	}
+}
+
+// Endpoint is a tracing.endpoint, taken apart.
+type Endpoint struct {
+	// Address is HOST:PORT, an IPv6 address in brackets.
+	Address string
+	TLS     bool
+	// Loopback: the host is this one, whatever a name server says.
+	Loopback bool
+}
+
+// ParseEndpoint takes a tracing.endpoint apart. The error's text says what it must
+// look like and repeats nothing that could be a password.
+func ParseEndpoint(s string) (Endpoint, error) {
+	u, err := url.Parse(s)
+	switch {
+	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
+		return Endpoint{}, errors.New("must be http://HOST:PORT or https://HOST:PORT")
+	case u.User != nil:
+		return Endpoint{}, errors.New("must not carry a user or password")
+	case u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
+		return Endpoint{}, errors.New("must have nothing behind the port: OTLP by gRPC has no path")
+	}
+	if port, err := strconv.ParseUint(u.Port(), 10, 16); err != nil || port == 0 {
+		return Endpoint{}, errors.New("must have a port from 1 to 65535, usually 4317")
+	}
+	addr, err := netip.ParseAddr(u.Hostname())
+	return Endpoint{
+		Address: u.Host, TLS: u.Scheme == "https",
+		Loopback: u.Hostname() == "localhost" || err == nil && addr.IsLoopback(),
+	}, nil
 }
 
 // validator collects problems.

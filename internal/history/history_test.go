@@ -66,14 +66,14 @@ func TestNowIsWhatTheMetricsTell(t *testing.T) {
 	key := kek.Info{Ring: "k8s-kek", ID: "\x01a", State: kek.Primary}
 	m.SetRing(ring(key))
 	for range 3 {
-		m.Request("Encrypt", codes.OK, 30*time.Microsecond)
+		m.Request("Encrypt", codes.OK, 30*time.Microsecond, "")
 	}
-	m.Request("Decrypt", codes.OK, 40*time.Microsecond)
-	m.Request("Decrypt", codes.Unavailable, 20*time.Second)
-	m.Request("Status", codes.OK, time.Microsecond)
-	m.HSMOperation("unwrap", "ok", 3*time.Millisecond)
-	m.HSMOperation("unwrap", "timeout", time.Second)
-	m.HSMOperation("probe", "ok", 3*time.Millisecond)
+	m.Request("Decrypt", codes.OK, 40*time.Microsecond, "")
+	m.Request("Decrypt", codes.Unavailable, 20*time.Second, "")
+	m.Request("Status", codes.OK, time.Microsecond, "")
+	m.HSMOperation("unwrap", "ok", 3*time.Millisecond, "")
+	m.HSMOperation("unwrap", "timeout", time.Second, "")
+	m.HSMOperation("probe", "ok", 3*time.Millisecond, "")
 	for result, n := range map[string]int{"hit": 4, "miss": 2, "remembered": 1} {
 		for range n {
 			m.CacheRequest(result)
@@ -153,7 +153,7 @@ func TestRun(t *testing.T) {
 				took = 30 * time.Millisecond // for the last five minutes and a bit
 			}
 			for range 10 {
-				r.metrics.Request("Encrypt", codes.OK, took)
+				r.metrics.Request("Encrypt", codes.OK, took, "")
 			}
 			time.Sleep(Interval)
 			synctest.Wait()
@@ -201,7 +201,7 @@ func TestFirstMinutes(t *testing.T) {
 			t.Errorf("before the first sample there is a span of %v", got.Last(time.Hour).Elapsed)
 		}
 		r.sample()
-		r.metrics.Request("Encrypt", codes.OK, time.Millisecond)
+		r.metrics.Request("Encrypt", codes.OK, time.Millisecond, "")
 		time.Sleep(25 * time.Second)
 		got := r.read(t)
 		if s := got.Last(time.Hour); s.Elapsed != 25*time.Second || s.Sample.Encrypt.Ended != 1 {

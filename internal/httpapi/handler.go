@@ -95,6 +95,7 @@ func NewHandler(source Source, gatherer prometheus.Gatherer, log *zap.Logger, op
 	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{
 		ErrorLog:            zap.NewStdLog(log),
 		MaxRequestsInFlight: maxScrapes,
+		EnableOpenMetrics:   true, // which has exemplars; the plain text has none
 		Timeout:             scrapeTimeout,
 	}))
 	return withHeaders(mux)

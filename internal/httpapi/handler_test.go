@@ -98,6 +98,17 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// Who asks for OpenMetrics gets it, for the sake of exemplars.
+func TestOpenMetrics(t *testing.T) {
+	w := httptest.NewRecorder()
+	r := httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", http.NoBody)
+	r.Header.Set("Accept", "application/openmetrics-text;version=1.0.0")
+	NewHandler(source{}, registry(), zap.NewNop()).ServeHTTP(w, r)
+	if w.Code != 200 || !strings.HasPrefix(w.Header().Get("Content-Type"), "application/openmetrics-text") || !strings.HasSuffix(w.Body.String(), "\n# EOF\n") {
+		t.Errorf("/metrics = %d %s %s", w.Code, w.Header().Get("Content-Type"), w.Body)
+	}
+}
+
 func TestMetricsFailure(t *testing.T) {
 	broken := prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) { return nil, errors.New("broken") })
 	w := get(t, NewHandler(source{}, broken, zap.NewNop()), "GET", "/metrics")

@@ -1,6 +1,9 @@
 package kek
 
-import "errors"
+import (
+	"context"
+	"errors"
+)
 
 // The classes of errors that cross package borders. Callers test them with
 // errors.Is; the plugin maps each to one gRPC code and one public text. Whoever
@@ -37,3 +40,41 @@ var (
 	// ErrEmpty: the plaintext is empty.
 	ErrEmpty = errors.New("the plaintext is empty")
 )
+
+// Class names the class of an error as the log and the traces spell it: "ok" for nil,
+// "deadline" and "canceled" for the context's own, "internal" for what has none. Of
+// several classes in one error the more telling one counts.
+func Class(err error) string {
+	if err == nil {
+		return "ok"
+	}
+	for _, c := range classes {
+		if errors.Is(err, c.err) {
+			return c.name
+		}
+	}
+	return "internal"
+}
+
+// The context's own errors come last: whoever wraps one together with a class knows
+// better what happened.
+var classes = [...]struct {
+	err  error
+	name string
+}{
+	{ErrRevoked, "revoked"},
+	{ErrRefused, "refused"},
+	{ErrUnknownKey, "unknown-key"},
+	{ErrWrongKeyID, "wrong-key-id"},
+	{ErrCorrupt, "corrupt"},
+	{ErrEmpty, "empty"},
+	{ErrTooLarge, "too-large"},
+	{ErrState, "state"},
+	{ErrPIN, "pin"},
+	{ErrNoKey, "no-key"},
+	{ErrAmbiguous, "ambiguous"},
+	{ErrBusy, "busy"},
+	{ErrUnavailable, "unavailable"},
+	{context.DeadlineExceeded, "deadline"},
+	{context.Canceled, "canceled"},
+}

@@ -34,8 +34,8 @@ func TestSeriesAreBoundedByTheRing(t *testing.T) {
 		for _, k := range r.Keys {
 			wg.Go(func() {
 				m.Opened(k.KeyID())
-				m.Request("Decrypt", codes.OK, 40*time.Microsecond)
-				m.HSMOperation("unwrap", "ok", time.Millisecond)
+				m.Request("Decrypt", codes.OK, 40*time.Microsecond, "")
+				m.HSMOperation("unwrap", "ok", time.Millisecond, "")
 			})
 		}
 		wg.Wait()
@@ -80,7 +80,7 @@ func series(t *testing.T, m *Metrics) map[string]int {
 func TestNativeHistograms(t *testing.T) {
 	m := newMetrics()
 	for d := time.Nanosecond; d < time.Hour; d += d/200 + 1 {
-		m.Request("Decrypt", codes.OK, d)
+		m.Request("Decrypt", codes.OK, d, "")
 	}
 	families, err := m.Gatherer().Gather()
 	if err != nil {

@@ -109,6 +109,7 @@ func labelValues() []struct {
 		{"kekd_seed_cache_evictions_total", "reason", evictions},
 		{"kekd_seed_cache_requests_total", "result", cacheResults},
 		{"kekd_seed_renewals_total", "result", worked},
+		{"kekd_trace_spans_total", "result", spanResults},
 	}
 }
 
@@ -231,6 +232,7 @@ var examples = map[string]string{
 	"kekd_seed_created_timestamp_seconds":          `time() - kekd_seed_created_timestamp_seconds`,
 	"kekd_seed_renewals_total":                     `sum by (result) (increase(kekd_seed_renewals_total[1d]))`,
 	"kekd_seed_uses":                               `kekd_seed_uses`,
+	"kekd_trace_spans_total":                       `sum by (result) (rate(kekd_trace_spans_total[5m]))`,
 }
 
 type row struct{ name, kind, labels, help string }

@@ -51,10 +51,10 @@ func (h *hsmMetrics) all() []prometheus.Collector {
 }
 
 // HSMOperation implements hsm.Observer.
-func (m *Metrics) HSMOperation(op, result string, elapsed time.Duration) {
+func (m *Metrics) HSMOperation(op, result string, elapsed time.Duration, traceID string) {
 	op = closed(op, hsmOperations)
 	m.hsm.operations.WithLabelValues(op, closed(result, hsmResults)).Inc()
-	m.hsm.durations.WithLabelValues(op).Observe(elapsed.Seconds())
+	observe(exemplars(m.hsm.durations.WithLabelValues(op)), elapsed, traceID)
 }
 
 // HSMWorkerRestart implements hsm.Observer.

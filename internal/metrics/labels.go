@@ -22,6 +22,7 @@ var (
 	restartReasons = []string{"died", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup"}
 	auditParts     = []string{"write", "sign", "forward", "memory", "trail"}
 	cacheResults   = []string{"hit", "miss", "remembered"}
+	spanResults    = []string{"exported", "failed", "dropped"}
 	evictions      = []string{"room", "revoked", "doubted", "closed"}
 )
 

@@ -21,6 +21,7 @@ type Metrics struct {
 	ring   *ringCollector
 	looks  ringMetrics
 	audit  auditMetrics
+	traces traceMetrics
 }
 
 // New makes the metrics and registers them in a registry of their own, together
@@ -35,6 +36,7 @@ func New(build version.Info, clock func() time.Time) *Metrics {
 		ring:     newRingCollector(clock),
 		looks:    newRingMetrics(),
 		audit:    newAuditMetrics(),
+		traces:   newTraceMetrics(),
 	}
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "kekd_build_info",
@@ -52,6 +54,7 @@ func New(build version.Info, clock func() time.Time) *Metrics {
 	m.registry.MustRegister(m.health.all()...)
 	m.registry.MustRegister(m.looks.all()...)
 	m.registry.MustRegister(m.audit.all()...)
+	m.registry.MustRegister(m.traces.all()...)
 	m.HealthChanged("", string(health.Starting), "")
 	return m
 }
@@ -114,6 +117,21 @@ func histograms(name, help string, labels ...string) *prometheus.HistogramVec {
 		NativeHistogramMaxBucketNumber:  nativeBuckets,
 		NativeHistogramMinResetDuration: nativeReset,
 	}, labels)
+}
+
+// exemplars is what every histogram of ours is, though its type does not say so.
+func exemplars(o prometheus.Observer) prometheus.ExemplarObserver {
+	return o.(prometheus.ExemplarObserver)
+}
+
+// observe adds a time to a histogram, with an exemplar that leads to the trace if it
+// was recorded.
+func observe(h prometheus.ExemplarObserver, elapsed time.Duration, traceID string) {
+	var exemplar prometheus.Labels // none
+	if traceID != "" {
+		exemplar = prometheus.Labels{"trace_id": traceID}
+	}
+	h.ObserveWithExemplar(elapsed.Seconds(), exemplar)
 }
 
 // seconds is a time as Prometheus spells it.

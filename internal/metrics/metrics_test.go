@@ -29,8 +29,8 @@ func newMetrics() *Metrics {
 func exercised() *Metrics {
 	m := newMetrics()
 	m.Arrived()
-	m.Request("Encrypt", codes.OK, 30*time.Microsecond)
-	m.Request("Decrypt", codes.Unavailable, time.Second)
+	m.Request("Encrypt", codes.OK, 30*time.Microsecond, "")
+	m.Request("Decrypt", codes.Unavailable, time.Second, "")
 	m.InFlight(2)
 	m.InFlight(-1)
 	m.Refused(65534)
@@ -43,7 +43,7 @@ func exercised() *Metrics {
 	m.Breaker(true)
 	m.Rotated(nil)
 	m.Renewed(errors.New("no"))
-	m.HSMOperation("unwrap", "ok", 2*time.Millisecond)
+	m.HSMOperation("unwrap", "ok", 2*time.Millisecond, "")
 	m.HSMWorkerRestart("died")
 	m.HSMWorkerStartFailed("token")
 	m.HSMSessions(3, 4, 1)
@@ -57,6 +57,7 @@ func exercised() *Metrics {
 	m.CollectGrace(func() time.Time { return now })
 	m.CollectLog(func() uint64 { return 11 })
 	m.AuditRecords(12, 3)
+	m.TraceSpans("dropped", 5)
 	m.AuditCheckpoint(now, 4711)
 	m.AuditFailing("sign", true)
 	return m
@@ -220,10 +221,10 @@ func TestNoSeed(t *testing.T) {
 func TestLabelsAreClosed(t *testing.T) {
 	m := newMetrics()
 	for _, odd := range []string{"x1", "x2", "\xff"} {
-		m.Request(odd, codes.Code(1000), 0)
+		m.Request(odd, codes.Code(1000), 0, "")
 		m.CacheRequest(odd)
 		m.CacheEviction(odd)
-		m.HSMOperation(odd, odd, 0)
+		m.HSMOperation(odd, odd, 0, "")
 		m.HSMWorkerRestart(odd)
 	}
 	families, err := m.Gatherer().Gather()
@@ -275,7 +276,7 @@ func TestConcurrentUse(t *testing.T) {
 		wg.Go(func() {
 			for range 50 {
 				m.Opened(primaryID())
-				m.Request("Encrypt", codes.OK, time.Microsecond)
+				m.Request("Encrypt", codes.OK, time.Microsecond, "")
 				m.HealthChanged("ready", "coasting", "")
 				m.SetRing(testRing())
 				if _, err := m.Gatherer().Gather(); err != nil {
@@ -295,7 +296,7 @@ func BenchmarkRequest(b *testing.B) {
 	m := newMetrics()
 	b.ReportAllocs()
 	for b.Loop() {
-		m.Request("Decrypt", codes.OK, 40*time.Microsecond)
+		m.Request("Decrypt", codes.OK, 40*time.Microsecond, "")
 		m.Opened("r/00/000000")
 		m.CacheRequest("hit")
 	}

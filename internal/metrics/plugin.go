@@ -24,7 +24,7 @@ type pluginMetrics struct {
 // methodMetrics are those of one method.
 type methodMetrics struct {
 	ok       prometheus.Counter
-	duration prometheus.Observer
+	duration prometheus.ExemplarObserver
 }
 
 func newPluginMetrics() pluginMetrics {
@@ -53,7 +53,7 @@ func newPluginMetrics() pluginMetrics {
 		}
 		p.byMethod[method] = methodMetrics{
 			ok:       p.requests.WithLabelValues(method, codes.OK.String()),
-			duration: p.durations.WithLabelValues(method),
+			duration: exemplars(p.durations.WithLabelValues(method)),
 		}
 	}
 	return p
@@ -67,10 +67,10 @@ func (p *pluginMetrics) all() []prometheus.Collector {
 func (m *Metrics) Arrived() { m.plugin.arrived.Inc() }
 
 // Request implements plugin.Observer.
-func (m *Metrics) Request(method string, code codes.Code, elapsed time.Duration) {
+func (m *Metrics) Request(method string, code codes.Code, elapsed time.Duration, traceID string) {
 	if known, ok := m.plugin.byMethod[method]; ok && code == codes.OK {
 		known.ok.Inc()
-		known.duration.Observe(elapsed.Seconds())
+		observe(known.duration, elapsed, traceID)
 		return
 	}
 	method = closed(method, methods)
@@ -79,7 +79,7 @@ func (m *Metrics) Request(method string, code codes.Code, elapsed time.Duration)
 		text = other
 	}
 	m.plugin.requests.WithLabelValues(method, text).Inc()
-	m.plugin.durations.WithLabelValues(method).Observe(elapsed.Seconds())
+	observe(exemplars(m.plugin.durations.WithLabelValues(method)), elapsed, traceID)
 }
 
 // InFlight implements plugin.Observer.

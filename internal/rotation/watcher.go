@@ -17,6 +17,7 @@ import (
 	"kekd/internal/config"
 	"kekd/internal/kek"
 	"kekd/internal/keypolicy"
+	"kekd/internal/tracing"
 	"kekd/keycache"
 )
 
@@ -66,7 +67,7 @@ type Observer interface {
 	Renewed(err error)
 }
 
-// Config is what a Watcher needs. All fields but Primary and Policy are required.
+// Config is what a Watcher needs. All fields but Primary, Policy and Tracer are required.
 type Config struct {
 	// Ring is the ring's label.
 	Ring string
@@ -86,6 +87,8 @@ type Config struct {
 	Observer Observer
 	Clock    func() time.Time
 	Logger   *zap.Logger
+	// Tracer is nil for none.
+	Tracer *tracing.Tracer
 	// Audit hears of every key that is published or withdrawn.
 	Audit *zap.Logger
 }
@@ -254,12 +257,14 @@ func (w *Watcher) Refresh(ctx context.Context) {
 	w.mu.Unlock()
 	limited, cancel := context.WithTimeout(ctx, w.cfg.Timeout)
 	defer cancel()
+	limited, span := w.cfg.Tracer.Root(limited, ctx, tracing.RingLook)
 	ring, err := w.look(limited)
 	next := Snapshot{Ring: last.Ring, Refreshed: last.Refreshed, Err: err, Policy: last.Policy}
 	if ring != nil {
 		next.Ring, next.Refreshed = ring, w.cfg.Clock()
 		w.tryPending(limited, ring)
 	}
+	span.End(kek.Class(err))
 	next.Proofs = w.proofs
 	if ctx.Err() != nil {
 		return // kekd stops, which is nobody's failure
@@ -297,18 +302,20 @@ func (w *Watcher) tryPending(ctx context.Context, ring *kek.Ring) {
 		if tried && before.CheckValue == k.CheckValue && (before.Err == nil || w.cfg.Clock().Sub(before.at).Abs() < tryPause) {
 			continue
 		}
-		m, err := w.cfg.Token.Try(ctx, k.ID)
+		trying, span := w.cfg.Tracer.Root(ctx, ctx, tracing.RingProve, tracing.KeyID.String(k.KeyID()))
+		m, err := w.cfg.Token.Try(trying, k.ID)
+		endProof(span, m, err)
 		if errors.Is(err, context.Canceled) {
 			return // kekd stops
 		}
 		w.setProof(ring, k, m, err)
 		switch {
 		case err == nil:
-			w.cfg.Logger.Info("pending key works", zap.String("key_id", k.KeyID()),
-				zap.Stringer("mechanism", m), zap.Time("activation", k.Activation))
+			w.cfg.Logger.Info("pending key works", tracing.Fields(trying, zap.String("key_id", k.KeyID()),
+				zap.Stringer("mechanism", m), zap.Time("activation", k.Activation))...)
 		case !tried || before.Err == nil:
-			w.cfg.Logger.Warn("pending key does not work", zap.String("key_id", k.KeyID()),
-				zap.Time("activation", k.Activation), zap.Error(err), zap.String("hint", hsm.Hint(err)))
+			w.cfg.Logger.Warn("pending key does not work", tracing.Fields(trying, zap.String("key_id", k.KeyID()),
+				zap.Time("activation", k.Activation), zap.Error(err), zap.String("hint", hsm.Hint(err)))...)
 		}
 	}
 }
@@ -425,7 +432,9 @@ func (w *Watcher) publish(ctx context.Context, ring *kek.Ring, primary kek.Info)
 	if inUse && current.KeyID == primary.KeyID() {
 		return errors.Join(w.renew(ctx, primary, current.Mechanism), w.keepMemory())
 	}
+	ctx, span := w.cfg.Tracer.Root(ctx, ctx, tracing.RingSwitch, tracing.KeyID.String(primary.KeyID()))
 	m, err := w.rotate(ctx, primary)
+	endProof(span, m, err)
 	w.setProof(ring, primary, m, err)
 	w.cfg.Observer.Rotated(err)
 	if err != nil && !inUse {
@@ -434,18 +443,28 @@ func (w *Watcher) publish(ctx context.Context, ring *kek.Ring, primary kek.Info)
 	return err
 }
 
+// endProof ends a span in which a key was proven, by m if err is nil.
+func endProof(span tracing.Span, m kek.Mechanism, err error) {
+	if err == nil && span.Recorded() {
+		span.Set(tracing.Mechanism.String(m.String()))
+	}
+	span.End(kek.Class(err))
+}
+
 // renew gives the key in use a fresh seed when the old one nears its end. Failing
 // is no harm yet: the old one goes on until its hard limit.
 func (w *Watcher) renew(ctx context.Context, key kek.Info, m kek.Mechanism) error {
 	if !w.cfg.Sealer.RenewalDue() {
 		return nil
 	}
+	ctx, span := w.cfg.Tracer.Root(ctx, ctx, tracing.SeedRenew, tracing.KeyID.String(key.KeyID()))
 	err := w.cfg.Sealer.Use(ctx, key, m)
+	span.End(kek.Class(err))
 	w.cfg.Observer.Renewed(err)
 	if err != nil {
 		return fmt.Errorf("renew the seed: %w", err)
 	}
-	w.cfg.Logger.Info("seed renewed", zap.String("key_id", key.KeyID()))
+	w.cfg.Logger.Info("seed renewed", tracing.Fields(ctx, zap.String("key_id", key.KeyID()))...)
 	return nil
 }
 
@@ -479,8 +498,8 @@ func (w *Watcher) rotate(ctx context.Context, key kek.Info) (kek.Mechanism, erro
 	if err := w.cfg.Sealer.Use(ctx, key, m); err != nil {
 		return 0, err
 	}
-	w.cfg.Audit.Info("key published", zap.String("key_id", key.KeyID()), zap.Stringer("mechanism", m),
-		zap.Time("activation", key.Activation), zap.Strings("passed_over", passedOver))
+	w.cfg.Audit.Info("key published", tracing.Fields(ctx, zap.String("key_id", key.KeyID()), zap.Stringer("mechanism", m),
+		zap.Time("activation", key.Activation), zap.Strings("passed_over", passedOver))...)
 	w.cfg.Health.Published(key.KeyID())
 	w.once.Do(func() { close(w.first) })
 	return m, nil

@@ -25,11 +25,11 @@ func (store) Writable() error                { return nil }
 
 type watch struct{}
 
-func (watch) HSMOperation(string, string, time.Duration) {}
-func (watch) HSMWorkerRestart(string)                    {}
-func (watch) HSMWorkerStartFailed(string)                {}
-func (watch) HSMSessions(int, int, int)                  {}
-func (watch) HSMLatched(bool)                            {}
+func (watch) HSMOperation(string, string, time.Duration, string) {}
+func (watch) HSMWorkerRestart(string)                            {}
+func (watch) HSMWorkerStartFailed(string)                        {}
+func (watch) HSMSessions(int, int, int)                          {}
+func (watch) HSMLatched(bool)                                    {}
 
 // Every field of the configuration that package hsm has arrives there.
 func TestToken(t *testing.T) {

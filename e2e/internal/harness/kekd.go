@@ -38,6 +38,7 @@ type KekdOptions struct {
 	LogLevel      string        // log.level, default debug
 	Audit         string        // audit.onFailure, default no audit trail
 	AllowedUID    int           // the one of socket.allowedUIDs, default the test's own
+	Tracing       string        // the section tracing as YAML on one line, default no traces
 }
 
 // Kekd is a daemon on a token. Several on one token are the nodes of a cluster.
@@ -96,6 +97,9 @@ audit:
   dir: {{printf "%q" .AuditDir}}
   onFailure: {{.Options.Audit}}
   checkpointEvery: 1s
+{{- end}}
+{{- if .Options.Tracing}}
+tracing: {{.Options.Tracing}}
 {{- end}}
 `))
 
