@@ -24,16 +24,18 @@ var kinds = []struct {
 	{regexp.MustCompile(`^01[0-9a-f]{32}\b`), `01[0-9a-f]{32}`, true}, // CKA_ID
 	{regexp.MustCompile(`^[0-9a-f]{16}\b`), `[0-9a-f]{16}`, false},    // a token's serial
 	{regexp.MustCompile(`^[0-9a-f]{6}\b`), `[0-9a-f]{6}`, true},       // a check value
-	{regexp.MustCompile(`^4711\b`), `\d+`, true},                      // a process
+	{regexp.MustCompile(`^4711\b`), `[1-9]\d*`, true},                 // a number
 	{regexp.MustCompile(`^20\d\d-\d\d-\d\dT[0-9:.]+Z`), `20\d\d-\d\d-\d\dT[0-9:.]+Z`, false},
 	{regexp.MustCompile(`^20\d\d-\d\d-\d\d\b`), `20\d\d-\d\d-\d\d`, false},
-	{regexp.MustCompile(`^\d+(\.\d+)?( ?s|ms|µs)\b`), "", false}, // a time in the same unit
+	{regexp.MustCompile(`^\d+(\.\d+)?( ?s|ms|µs)\b`), "", false}, // a time of the same size
 }
 
 var (
 	wordStart = regexp.MustCompile(`^[0-9A-Za-z]+`)
 	blanks    = regexp.MustCompile(`^[ \t]+`)
 	timeUnit  = regexp.MustCompile(`( ?s|ms|µs)$`)
+	// units are those that a unit stands for: seconds are slow, less is not.
+	units = map[string]string{" s": " s", "s": "s", "ms": "(?:ms|µs)", "µs": "(?:ms|µs)"}
 )
 
 // match tells whether a command printed what the page shows, and notes the values that
@@ -42,11 +44,12 @@ func (v values) match(want, got string) error {
 	var b strings.Builder
 	var examples []string
 	for line := range strings.Lines(want) {
-		line = strings.TrimRight(line, " \t\n")
-		if strings.TrimSpace(line) == "…" {
+		line = strings.TrimSpace(line)
+		if line == "…" {
 			b.WriteString(`(?:.*\n)*?`)
 			continue
 		}
+		b.WriteString(`[ \t]*`)
 		examples = append(examples, pattern(&b, line)...)
 		b.WriteString(`[ \t]*\n`)
 	}
@@ -110,7 +113,7 @@ func kindOf(line string) (example, actual string, kept bool) {
 		if m := k.example.FindString(line); m != "" {
 			actual := k.actual
 			if actual == "" {
-				actual = `\d+(?:\.\d+)?` + regexp.QuoteMeta(timeUnit.FindString(m))
+				actual = `\d+(?:\.\d+)?` + units[timeUnit.FindString(m)]
 			}
 			return m, actual, k.kept
 		}

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -44,6 +45,10 @@ type node struct {
 	shell     *shell
 	root      string // for what the pages name by an absolute path
 
+	store   *harness.Etcd
+	behind  *harness.Kekd // another node, where the page's commands are typed; or nil
+	reading sync.Mutex    // whoever holds it keeps the reader of kekd's log from reading
+
 	secrets int    // how many were created
 	journal string // a file in place of kekd's log, if not empty
 }
@@ -61,20 +66,20 @@ func newNode(t *testing.T, s *scene) *node {
 		n.kekd = harness.NewKekd(t, n.token, s.options)
 	}
 	n.root = n.kekd.Dir()
-	etcd := harness.StartEtcd(t)
+	n.store = harness.StartEtcd(t)
 	n.files(t)
-	n.apiserver = harness.NewAPIServer(t, etcd, "")
+	n.apiserver = harness.NewAPIServer(t, n.store, "")
 	n.apiserver.Configure(t, n.encryptionConfig(), "--encryption-provider-config-automatic-reload=true")
 	n.shell = newShell(t, n.root, func(args []string) (string, int) { return n.standIn(t, args) })
 	n.shell.env = append(n.shell.env, "KUBECONFIG="+n.apiserver.Kubeconfig(t))
-	n.places(t, n.kekd, etcd)
+	n.places(t, n.kekd)
 	if s.before != nil {
 		s.before(t, n)
 	}
 	n.kekd.StartReady(t)
 	n.apiserver.StartReady(t)
 	var err error
-	if n.etcd, err = clientv3.New(clientv3.Config{Endpoints: []string{etcd.Endpoint}, DialTimeout: 10 * time.Second}); err != nil {
+	if n.etcd, err = clientv3.New(clientv3.Config{Endpoints: []string{n.store.Endpoint}, DialTimeout: 10 * time.Second}); err != nil {
 		t.Fatalf("make the etcd client: %v", err)
 	}
 	t.Cleanup(func() { _ = n.etcd.Close() })
@@ -88,10 +93,10 @@ func newNode(t *testing.T, s *scene) *node {
 }
 
 // places has the shell find what the pages name.
-func (n *node) places(t *testing.T, k *harness.Kekd, etcd *harness.Etcd) {
+func (n *node) places(t *testing.T, k *harness.Kekd) {
 	t.Helper()
 	n.shell.places = [][2]string{
-		{"/run/kekd/kekd.sock", k.Socket},
+		{"/run/kekd", filepath.Dir(k.Socket)},
 		{"/etc/kekd/config.yaml", k.ConfigFile()},
 		{"/etc/kekd/pin", n.token.PINFile},
 		{"/etc/kubernetes/", n.root + "/etc/kubernetes/"},
@@ -107,7 +112,7 @@ case "$1 $2" in
 "inventory "* | "revoke "* | "key list" | "key disable" | "key destroy" | "key purge") set -- "$@" --etcd-endpoints %[1]q ;;
 esac
 exec %[3]q --config %[4]q "$@"
-`, etcd.Endpoint, n.apiserver.URL, harness.KekctlBinary(t), k.ConfigFile()))
+`, n.store.Endpoint, n.apiserver.URL, harness.KekctlBinary(t), k.ConfigFile()))
 	n.shell.program(t, "kubectl", fmt.Sprintf("exec %q \"$@\"\n", filepath.Join(os.Getenv("KEKD_KUBE_BIN"), "kubectl")))
 }
 
@@ -179,6 +184,20 @@ func (n *node) mustCreateSecret(t *testing.T) {
 	if err := n.createSecret(t.Context()); err != nil {
 		t.Fatalf("create a Secret: %v", err)
 	}
+}
+
+// awaitState waits until kekd gives a key the state.
+func (n *node) awaitState(t *testing.T, id, state string) {
+	t.Helper()
+	harness.Eventually(t, soon, "key "+id+" is "+state, func(ctx context.Context) error {
+		status, err := n.kekd.Status(ctx)
+		for _, k := range status.KeyRing.Keys {
+			if strings.Contains(k.KeyID, id) && k.State == state {
+				return nil
+			}
+		}
+		return errors.Join(err, fmt.Errorf("the ring is %+v", status.KeyRing.Keys))
+	})
 }
 
 // readSecrets reads every Secret that was created, past kube-apiserver's watch cache.
@@ -321,7 +340,7 @@ func (n *node) journalctl(t *testing.T, args []string) (out string, code int) {
 	}
 	var lines []string
 	for line := range strings.Lines(n.log(t)) {
-		if strings.HasPrefix(line, "{") && grep.MatchString(line) {
+		if !strings.HasPrefix(line, "--- start of") && grep.MatchString(line) {
 			lines = append(lines, line)
 		}
 	}
