@@ -190,10 +190,7 @@ type walker struct {
 // show what the page shows. Nothing that they show is kept.
 func (w *walker) shown(section string) bool {
 	w.t.Helper()
-	v := values{}
-	for k, value := range w.values {
-		v[k] = value
-	}
+	v := maps.Clone(w.values)
 	for _, st := range w.p.of(section) {
 		if st.want == "" || st.act != "" {
 			continue

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -112,61 +113,70 @@ func withoutNewObjects(t *testing.T, n *node) {
 	n.kekd.KillWorker(t)
 }
 
-// readable gives kekd's log a reader, which copies it to the journal while nobody holds
-// reading.
+// journalReader copies what a pipe brings into a file, until it is stopped.
+type journalReader struct {
+	pipe, to string
+	reader   *os.File
+	done     chan struct{}
+}
+
+func (j *journalReader) start(t *testing.T) {
+	t.Helper()
+	var err error
+	// Without O_NONBLOCK it would wait for a writer.
+	if j.reader, err = os.OpenFile(j.pipe, os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
+		t.Fatalf("read the log: %v", err)
+	}
+	file, err := os.OpenFile(j.to, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatalf("keep the log: %v", err)
+	}
+	j.done = make(chan struct{})
+	go func() {
+		defer close(j.done)
+		defer file.Close()
+		_, _ = io.Copy(file, j.reader)
+	}()
+}
+
+// stop leaves the pipe without a reader.
+func (j *journalReader) stop() {
+	_ = j.reader.Close()
+	<-j.done
+}
+
+// readable gives kekd's log a reader, which can be stopped, in place of its file.
 func readable(t *testing.T, n *node) {
 	t.Helper()
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
 	n.journal = filepath.Join(n.root, "journal")
-	journal, err := os.Create(n.journal)
+	n.reader = &journalReader{pipe: filepath.Join(n.root, "stderr"), to: n.journal}
+	if err := unix.Mkfifo(n.reader.pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.reader.start(t)
+	t.Cleanup(func() { n.reader.stop() })
+	w, err := os.OpenFile(n.reader.pipe, os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer journal.Close()
-		b := make([]byte, 64<<10)
-		for {
-			size, err := r.Read(b)
-			if err != nil {
-				return
-			}
-			n.reading.Lock()
-			_, _ = journal.Write(b[:size])
-			n.reading.Unlock()
-		}
-	}()
-	t.Cleanup(func() {
-		_ = r.Close()
-		<-done
-	})
-	n.kekd.LogTo(w)
 	t.Cleanup(func() { _ = w.Close() })
+	n.kekd.LogTo(w)
 }
 
 // unread stops the reader, and has kekd log until lines are lost.
 func unread(t *testing.T, n *node) {
 	t.Helper()
-	n.reading.Lock()
+	n.reader.stop()
 	kms := n.kekd.KMS(t)
-	deadline := time.Now().Add(soon)
-	for n.kekd.Metrics(t).Sum("kekd_log_lines_lost_total", nil) == 0 {
-		if time.Now().After(deadline) {
-			t.Fatalf("no line is lost within %v", soon)
+	harness.Eventually(t, soon, "a line is lost", func(ctx context.Context) error {
+		if _, err := kms.Encrypt(ctx, []byte("x")); err != nil {
+			return err
 		}
-		// kekd logs the first fifty of a kind in a second and each hundredth more, so these
-		// are long, and of two kinds.
-		for range 500 {
-			_, _ = kms.Decrypt(t.Context(), harness.Sealed{KeyID: strings.Repeat("x", 1000), Ciphertext: []byte{1}})
-			if _, err := kms.Encrypt(t.Context(), []byte("x")); err != nil {
-				t.Fatal(err)
-			}
+		if n.kekd.Metrics(t).Sum("kekd_log_lines_lost_total", nil) == 0 {
+			return errors.New("none is")
 		}
-	}
+		return nil
+	})
 }
 
 // strangers are what the test's own program becomes under these names, with a socket and

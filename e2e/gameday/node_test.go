@@ -10,7 +10,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -45,9 +44,9 @@ type node struct {
 	shell     *shell
 	root      string // for what the pages name by an absolute path
 
-	store   *harness.Etcd
-	behind  *harness.Kekd // another node, where the page's commands are typed; or nil
-	reading sync.Mutex    // whoever holds it keeps the reader of kekd's log from reading
+	store  *harness.Etcd
+	behind *harness.Kekd // another node, where the page's commands are typed; or nil
+	reader *journalReader
 
 	secrets int    // how many were created
 	journal string // a file in place of kekd's log, if not empty

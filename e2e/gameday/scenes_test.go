@@ -296,9 +296,14 @@ func scenes() []*scene {
 			acts: acts("the node reaches the token again", func(t *testing.T, n *node) { n.behind.Token.PutBack(t) }),
 		},
 		{
-			page: "log-lines-lost", injected: "nobody reads kekd's log",
+			page: "log-lines-lost", injected: "the reader of kekd's log is gone",
 			before: readable, inject: unread,
-			acts: acts("journald reads again", func(_ *testing.T, n *node) { n.reading.Unlock() }),
+			acts: acts("journald reads again", func(t *testing.T, n *node) {
+				n.reader.start(t)
+				if _, err := n.kekd.KMS(t).Encrypt(t.Context(), []byte("x")); err != nil { // which is logged
+					t.Error(err)
+				}
+			}),
 		},
 		{
 			page: "callers-refused", injected: "kube-apiserver's user is not on the list any more",
