@@ -44,6 +44,8 @@ type scene struct {
 	inject func(*testing.T, *node)
 	// broken requires that the harm is there, by other means than the page's.
 	broken func(*testing.T, *node)
+	// played: there is no harm, only what the page's commands would see of it.
+	played bool
 	// acts are what happens at the page's marks.
 	acts map[string]func(*testing.T, *node)
 	// typed is what is typed at the page's commands, by the command.
@@ -130,6 +132,9 @@ func walk(t *testing.T, s *scene, p *page) walked {
 			t.Fatalf("%s has no mark for the act %q", p.name, act)
 		}
 	}
+	if s.broken == nil && !s.played {
+		t.Fatalf("the scene of %s does not see the harm by other means than the page's", p.name)
+	}
 	n := newNode(t, s)
 	w := walker{t: t, s: s, p: p, n: n, values: values{}}
 
@@ -141,7 +146,7 @@ func walk(t *testing.T, s *scene, p *page) walked {
 	begun := time.Now()
 	w.section(confirm)
 	out := walked{page: s.page, injected: s.injected, unrun: p.unrun, confirmed: time.Since(begun)}
-	if s.broken != nil {
+	if !s.played {
 		s.broken(t, n)
 	}
 	if w.shown(over) {

@@ -48,6 +48,9 @@ type node struct {
 	behind *harness.Kekd // another node, where the page's commands are typed; or nil
 	reader *journalReader
 
+	old    string         // the key before the primary
+	sealed harness.Sealed // a value under it
+
 	secrets int    // how many were created
 	journal string // a file in place of kekd's log, if not empty
 }
@@ -112,7 +115,7 @@ case "$1 $2" in
 esac
 exec %[3]q --config %[4]q "$@"
 `, n.store.Endpoint, n.apiserver.URL, harness.KekctlBinary(t), k.ConfigFile()))
-	n.shell.program(t, "kubectl", fmt.Sprintf("exec %q \"$@\"\n", filepath.Join(os.Getenv("KEKD_KUBE_BIN"), "kubectl")))
+	n.shell.program(t, "kubectl", fmt.Sprintf("exec %q \"$@\"\n", harness.KubectlBinary(t)))
 }
 
 // encryptionConfig is the EncryptionConfiguration that kube-apiserver looks at.
@@ -215,7 +218,19 @@ func (n *node) readSecrets(ctx context.Context) error {
 }
 
 // encrypted tells how many of the Secrets stand encrypted in etcd.
-func (n *node) encrypted(t *testing.T) (count int) {
+func (n *node) encrypted(t *testing.T) int {
+	t.Helper()
+	return n.stored(t, func(value string) bool { return strings.HasPrefix(value, storedPrefix) })
+}
+
+// under tells how many of the Secrets stand under the key.
+func (n *node) under(t *testing.T, id string) int {
+	t.Helper()
+	return n.stored(t, func(value string) bool { return strings.Contains(value, n.kekd.Ring+"/"+id+"/") })
+}
+
+// stored counts the Secrets in etcd's bytes.
+func (n *node) stored(t *testing.T, counts func(value string) bool) (count int) {
 	t.Helper()
 	resp, err := n.etcd.Get(t.Context(), "/registry/secrets/default/", clientv3.WithPrefix())
 	if err != nil {
@@ -225,7 +240,7 @@ func (n *node) encrypted(t *testing.T) (count int) {
 		t.Fatalf("etcd holds %d Secrets, want %d", len(resp.Kvs), n.secrets)
 	}
 	for _, kv := range resp.Kvs {
-		if strings.HasPrefix(string(kv.Value), storedPrefix) {
+		if counts(string(kv.Value)) {
 			count++
 		}
 	}

@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"kekd/e2e/internal/harness"
 )
 
@@ -24,6 +27,7 @@ func acts(name string, f func(*testing.T, *node)) map[string]func(*testing.T, *n
 func rotated(t *testing.T, n *node) (old string) {
 	t.Helper()
 	old = n.primary(t)
+	n.old = old
 	n.kekd.Command(t, "key", "rotate", "--now", "--yes")
 	harness.Eventually(t, soon, "kube-apiserver writes under the new key", func(ctx context.Context) error {
 		if now := n.primary(t); now == old {
@@ -41,6 +45,35 @@ func violated(t *testing.T, n *node) {
 	if n.kekd.Metrics(t).Sum("kekd_key_policy_violations", nil) == 0 {
 		t.Error("kekd sees no violation")
 	}
+}
+
+// underOld requires that all Secrets stand under the key before the primary.
+func underOld(t *testing.T, n *node) {
+	t.Helper()
+	if got := n.under(t, n.old); got != n.secrets {
+		t.Errorf("%d of %d Secrets stand under %s", got, n.secrets, n.old)
+	}
+}
+
+// underPrimary is requireWell, and all Secrets stand under the primary, which is another
+// key now.
+func underPrimary(t *testing.T, n *node) {
+	t.Helper()
+	n.requireWell(t)
+	now := n.primary(t)
+	if got := n.under(t, now); got != n.secrets || now == n.old {
+		t.Errorf("%d of %d Secrets stand under %s; the key was %s", got, n.secrets, now, n.old)
+	}
+}
+
+// seal keeps a value that kekd has encrypted.
+func seal(t *testing.T, n *node) {
+	t.Helper()
+	var err error
+	if n.sealed, err = n.kekd.KMS(t).Encrypt(t.Context(), []byte("x")); err != nil {
+		t.Fatalf("encrypt: %v", err)
+	}
+	n.old = n.primary(t)
 }
 
 // unreadable requires that a kube-apiserver with nothing in its memory can't read.
@@ -93,6 +126,12 @@ func scenes() []*scene {
 				n.token.Faults(t, "C_OpenSession limit=1")
 				n.kekd.KillWorker(t)
 			},
+			broken: func(t *testing.T, n *node) {
+				state, err := n.kekd.Status(t.Context())
+				if err != nil || !strings.Contains(state.RingProblem, "CKR_SESSION_COUNT") {
+					t.Errorf("kekd says %+v, %v", state, err)
+				}
+			},
 			acts: acts("the token has sessions again", func(t *testing.T, n *node) { n.token.Faults(t) }),
 		},
 		{
@@ -140,7 +179,7 @@ func scenes() []*scene {
 				n.awaitState(t, old, "scheduled-for-destruction")
 				unreadable(t, n)
 			},
-			fresh: true,
+			broken: underOld, well: underPrimary, fresh: true,
 		},
 		{
 			page: "token-lost", injected: "the token is deleted; the HSM is there, and empty",
@@ -167,12 +206,31 @@ func scenes() []*scene {
 		{
 			page: "decommission-key", injected: "nothing is broken: a key was rotated, and the old one is to go",
 			inject: func(t *testing.T, n *node) { rotated(t, n) },
-			fresh:  true,
+			broken: underOld,
+			well: func(t *testing.T, n *node) {
+				underPrimary(t, n)
+				state, err := n.kekd.Status(t.Context())
+				if err != nil || len(state.KeyRing.Keys) != 1 {
+					t.Errorf("the ring is %+v, %v; want one key", state.KeyRing.Keys, err)
+				}
+			},
+			fresh: true,
 		},
 		{
 			page: "key-compromise", injected: "nothing is broken: the primary must stop", planned: true,
-			inject: func(*testing.T, *node) {},
-			fresh:  true,
+			inject: seal,
+			broken: func(t *testing.T, n *node) {
+				if _, err := n.kekd.KMS(t).Decrypt(t.Context(), n.sealed); err != nil {
+					t.Errorf("decrypt under the key: %v", err)
+				}
+			},
+			well: func(t *testing.T, n *node) {
+				underPrimary(t, n)
+				if _, err := n.kekd.KMS(t).Decrypt(t.Context(), n.sealed); status.Code(err) != codes.FailedPrecondition {
+					t.Errorf("decrypt under the revoked key: %v", err)
+				}
+			},
+			fresh: true,
 		},
 		{
 			page: "unready", injected: "the token is taken away for longer than the grace",
@@ -231,8 +289,10 @@ func scenes() []*scene {
 		{
 			page: "key-revoked", injected: "the primary is deleted with another tool, and there is no backup",
 			inject: func(t *testing.T, n *node) {
-				pkcs11Tool(t, n, "--delete-object", "--type", "secrkey", "--id", n.primary(t))
+				n.old = n.primary(t)
+				pkcs11Tool(t, n, "--delete-object", "--type", "secrkey", "--id", n.old)
 			},
+			well: underPrimary,
 			broken: func(t *testing.T, n *node) {
 				if _, err := n.kekd.KMS(t).Encrypt(t.Context(), []byte("x")); err == nil {
 					t.Error("Encrypt works")
@@ -276,6 +336,7 @@ func scenes() []*scene {
 				n.restartAPIServer(t)
 				harness.Eventually(t, soon, "every Secret is read", n.readSecrets)
 			},
+			broken: underOld, well: underPrimary,
 		},
 		{
 			page: "nodes-diverge", injected: "one of two nodes does not reach the token when a new key activates",
@@ -294,10 +355,16 @@ func scenes() []*scene {
 				}
 			},
 			acts: acts("the node reaches the token again", func(t *testing.T, n *node) { n.behind.Token.PutBack(t) }),
+			well: underPrimary,
 		},
 		{
 			page: "log-lines-lost", injected: "the reader of kekd's log is gone",
 			before: readable, inject: unread,
+			broken: func(t *testing.T, n *node) {
+				if n.kekd.Metrics(t).Sum("kekd_log_lines_lost_total", nil) == 0 {
+					t.Error("no line is lost")
+				}
+			},
 			acts: acts("journald reads again", func(t *testing.T, n *node) {
 				n.reader.start(t)
 				if _, err := n.kekd.KMS(t).Encrypt(t.Context(), []byte("x")); err != nil { // which is logged
@@ -350,10 +417,15 @@ func scenes() []*scene {
 				n.write(t, filepath.Join(n.kekd.StateDir(), "direct-uses.json"), fmt.Sprintf(`{"uses":{%q:%d}}`, id, int64(1)<<31))
 				n.kekd.StartReady(t)
 			},
+			broken: func(t *testing.T, n *node) {
+				if uses := n.kekd.Metrics(t).Sum("kekd_direct_uses", nil); uses < 1<<31 {
+					t.Errorf("%v uses are counted", uses)
+				}
+			},
 			fresh: true,
 		},
 		{
-			page: "panics", injected: "none: a sound kekd can't be made to panic. The journal is a stand-in with the line of one",
+			page: "panics", played: true, injected: "none: a sound kekd can't be made to panic. The journal is a stand-in with the line of one",
 			before: func(t *testing.T, n *node) {
 				n.journal = filepath.Join(n.root, "journal")
 				n.write(t, n.journal, "")
