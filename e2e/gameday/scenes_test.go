@@ -209,10 +209,13 @@ func scenes() []*scene {
 			broken: underOld,
 			well: func(t *testing.T, n *node) {
 				underPrimary(t, n)
-				state, err := n.kekd.Status(t.Context())
-				if err != nil || len(state.KeyRing.Keys) != 1 {
-					t.Errorf("the ring is %+v, %v; want one key", state.KeyRing.Keys, err)
-				}
+				harness.Eventually(t, soon, "kekd has one key", func(ctx context.Context) error {
+					state, err := n.kekd.Status(ctx)
+					if err == nil && len(state.KeyRing.Keys) != 1 {
+						err = fmt.Errorf("the ring is %+v", state.KeyRing.Keys)
+					}
+					return err
+				})
 			},
 			fresh: true,
 		},
