@@ -164,6 +164,11 @@ rules: deps-watch ## Check and test the rules and alerts of manifests/prometheus
 watch: deps-watch build bin/kekd-faults.so ## Break kekd under a real Prometheus and Alertmanager, and see the alerts (docs/metrics.md is held against it too)
 	cd e2e && CI=true $(E2E_BINARIES) go test -count=1 -timeout=15m -v ./watch/... $(FLAGS)
 
+.PHONY: gameday
+gameday: deps-gameday build bin/kekd-faults.so ## Break a cluster in the way of each runbook and walk the page's commands (as root; five minutes; KEKD_UPDATE_DOCS=1: into docs/gameday.md)
+	@bin="$$(e2e/kube/build.sh etcd kube-apiserver kubectl)"; cd e2e && CI=true KEKD_KUBE_BIN="$$bin" $(E2E_BINARIES) \
+	go test -count=1 -timeout=20m -parallel 3 -v ./gameday/... $(FLAGS)
+
 .PHONY: e2e-tracing
 e2e-tracing: deps-run build bin/kekd-faults.so ## Send traces through a real OpenTelemetry Collector, and take it away (docs/tracing.md)
 	cd e2e && CI=true $(E2E_BINARIES) go test -count=1 -timeout=10m -v ./tracing/... $(FLAGS)
@@ -220,16 +225,17 @@ clean: ## Remove what the targets built in the checkout
 	rm -rf bin dist .run .run-bench
 
 # Debian packages. Only what is missing is installed, by root or through sudo.
-.PHONY: deps deps-build deps-run deps-test deps-watch deps-page deps-hardening deps-image
+.PHONY: deps deps-build deps-run deps-test deps-watch deps-gameday deps-page deps-hardening deps-image
 deps: deps-test ## Install the Debian packages that building and testing need
 deps-build: PACKAGES := gcc libc6-dev git
 deps-run:   PACKAGES := gcc libc6-dev git softhsm2
 deps-test:  PACKAGES := gcc libc6-dev git softhsm2 opensc openssl libnss3 libnss3-tools opencryptoki systemd
 deps-watch: PACKAGES := gcc libc6-dev git softhsm2 opensc prometheus prometheus-alertmanager
+deps-gameday: PACKAGES := gcc libc6-dev git softhsm2 opensc curl iproute2 procps prometheus
 deps-page:  PACKAGES := gcc libc6-dev git softhsm2 opensc chromium
 deps-hardening: PACKAGES := gcc libc6-dev git softhsm2 systemd strace
 deps-image: PACKAGES := gcc libc6-dev git jq docker.io iptables iproute2 debootstrap procps
-deps-build deps-run deps-test deps-watch deps-page deps-hardening deps-image:
+deps-build deps-run deps-test deps-watch deps-gameday deps-page deps-hardening deps-image:
 	@missing=""; for p in $(PACKAGES); do \
 	  dpkg-query -W -f='$${Status}' "$$p" 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then \

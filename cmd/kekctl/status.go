@@ -15,6 +15,7 @@ import (
 	"kekd/internal/config"
 	"kekd/internal/conformance"
 	"kekd/internal/httpapi"
+	"kekd/keycache"
 )
 
 func newStatus(a *app) *cobra.Command {
@@ -113,6 +114,9 @@ func statusTable(w io.Writer, cfg config.Config, s nodeStatus) {
 	}
 	seeds := s.HTTP.Seeds
 	row(w, "mode", seeds.Mode, seeds.Mechanism)
+	if seeds.DirectUses > 0 {
+		row(w, "direct uses", fmt.Sprintf("%d of %d", seeds.DirectUses, uint64(keycache.MaxDirectUses)))
+	}
 	if !seeds.Created.IsZero() {
 		row(w, "seed", fmt.Sprintf("%d uses, made %s", seeds.Uses, seeds.Created.Format(time.RFC3339)))
 	}

@@ -27,6 +27,7 @@ type APIServer struct {
 	URL string
 
 	etcd    *Etcd
+	address string // host and port
 	certs   certificates
 	service *service
 	client  *http.Client
@@ -49,18 +50,30 @@ func (a *APIServer) Sibling(tb testing.TB, encryptionConfig string) *APIServer {
 func newAPIServer(tb testing.TB, etcd *Etcd, certs certificates, encryptionConfig string) *APIServer {
 	tb.Helper()
 	address := freeAddresses(tb, 1)[0]
-	a := &APIServer{URL: "https://" + address, etcd: etcd, certs: certs}
-	a.service = newService(tb, "kube-apiserver", kubeBinary(tb, "kube-apiserver"), []string{
+	a := &APIServer{URL: "https://" + address, etcd: etcd, address: address, certs: certs}
+	a.service = newService(tb, "kube-apiserver", kubeBinary(tb, "kube-apiserver"), nil, nil)
+	a.Configure(tb, encryptionConfig)
+	a.client = a.newClient(tb)
+	return a
+}
+
+// Configure gives the server another EncryptionConfiguration and further flags, which
+// take effect with the next start. An empty path is a server without encryption.
+func (a *APIServer) Configure(tb testing.TB, encryptionConfig string, flags ...string) {
+	tb.Helper()
+	if encryptionConfig != "" {
+		flags = append([]string{"--encryption-provider-config=" + encryptionConfig}, flags...)
+	}
+	a.service.args = append([]string{
 		"--bind-address=" + loopback,
-		"--secure-port=" + port(tb, address),
-		"--etcd-servers=" + etcd.Endpoint,
-		"--encryption-provider-config=" + encryptionConfig,
-		"--client-ca-file=" + certs.caFile,
-		"--tls-cert-file=" + certs.serverCert,
-		"--tls-private-key-file=" + certs.serverKey,
+		"--secure-port=" + port(tb, a.address),
+		"--etcd-servers=" + a.etcd.Endpoint,
+		"--client-ca-file=" + a.certs.caFile,
+		"--tls-cert-file=" + a.certs.serverCert,
+		"--tls-private-key-file=" + a.certs.serverKey,
 		"--service-account-issuer=https://kubernetes.default.svc",
-		"--service-account-signing-key-file=" + certs.serviceAccountKey,
-		"--service-account-key-file=" + certs.serviceAccountVerifyingKey,
+		"--service-account-signing-key-file=" + a.certs.serviceAccountKey,
+		"--service-account-key-file=" + a.certs.serviceAccountVerifyingKey,
 		"--service-cluster-ip-range=10.0.0.0/24",
 		"--authorization-mode=RBAC",
 		// Nobody reaches the cluster by its service: a loopback address is no
@@ -69,9 +82,7 @@ func newAPIServer(tb testing.TB, etcd *Etcd, certs certificates, encryptionConfi
 		"--endpoint-reconciler-type=none",
 		// Tests look at errors in the log of KMS; the rest is noise.
 		"--v=1",
-	}, nil)
-	a.client = a.newClient(tb)
-	return a
+	}, flags...)
 }
 
 // Start starts the server and waits until it answers at all; nothing is said of
@@ -110,6 +121,9 @@ func (a *APIServer) Kill(tb testing.TB) {
 
 // Running tells whether the server was started and has not ended.
 func (a *APIServer) Running() bool { return a.service.running() }
+
+// Log is all that the server has printed so far, over all its starts.
+func (a *APIServer) Log(tb testing.TB) string { return readFile(tb, a.service.log) }
 
 // PID is the running server's process id.
 func (a *APIServer) PID() int { return a.service.run.pid }

@@ -75,6 +75,12 @@ func kubeBinary(tb testing.TB, name string) string {
 	return path
 }
 
+// KubectlBinary returns the path of kubectl.
+func KubectlBinary(tb testing.TB) string {
+	tb.Helper()
+	return kubeBinary(tb, "kubectl")
+}
+
 // softHSMModule returns the path of SoftHSM's PKCS#11 module.
 func softHSMModule(tb testing.TB) string {
 	tb.Helper()
