@@ -253,6 +253,11 @@ type Tracing struct {
 	// ClientKeyFile is the path, absolute, of the key of that certificate
 	// (OTEL_EXPORTER_OTLP_CLIENT_KEY).
 	ClientKeyFile string `yaml:"clientKeyFile"`
+	// HeadersFile is the path, absolute, of a file with headers that each batch carries,
+	// such as a token for the collector: lines of the form NAME: VALUE
+	// (OTEL_EXPORTER_OTLP_HEADERS, which is not read). Its mode must be 0600. It is read
+	// anew for each batch.
+	HeadersFile string `yaml:"headersFile"`
 	// SampleRatio is the share of requests that are recorded, 0 to 1
 	// (OTEL_TRACES_SAMPLER=parentbased_traceidratio, OTEL_TRACES_SAMPLER_ARG). For a
 	// client that sends its own trace along, its decision counts instead. Starts of the

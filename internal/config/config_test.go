@@ -77,6 +77,7 @@ tracing:
   caFile: /etc/otel/ca.pem
   clientCertificateFile: /etc/otel/kekd.pem
   clientKeyFile: /etc/otel/kekd.key
+  headersFile: /etc/otel/headers
   sampleRatio: 0.25
 `))
 	if err != nil {
@@ -104,7 +105,7 @@ tracing:
 		},
 		Tracing: Tracing{
 			Endpoint: "https://collector.example:4317", AllowPlaintext: true, CAFile: "/etc/otel/ca.pem",
-			ClientCertificateFile: "/etc/otel/kekd.pem", ClientKeyFile: "/etc/otel/kekd.key", SampleRatio: 0.25,
+			ClientCertificateFile: "/etc/otel/kekd.pem", ClientKeyFile: "/etc/otel/kekd.key", HeadersFile: "/etc/otel/headers", SampleRatio: 0.25,
 		},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -280,6 +281,12 @@ func TestValidate(t *testing.T) {
 		{"tracing CA without TLS", func(c *Config) { c.Tracing.Endpoint, c.Tracing.CAFile = "http://127.0.0.1:4317", "/ca.pem" }, `tracing.caFile: needs an endpoint with TLS; begin tracing.endpoint with https://, or remove the line`},
 		{"tracing CA relative", func(c *Config) { c.Tracing.Endpoint, c.Tracing.CAFile = "https://c:4317", "ca.pem" }, `tracing.caFile: must be an absolute path, got "ca.pem"; write it from the root, beginning with a slash`},
 		{"tracing half a pair", func(c *Config) { c.Tracing.Endpoint, c.Tracing.ClientKeyFile = "https://c:4317", "/k.pem" }, `tracing.clientCertificateFile: must be set together with tracing.clientKeyFile; set both or neither`},
+		{"tracing headers here", func(c *Config) { c.Tracing.Endpoint, c.Tracing.HeadersFile = "http://127.0.0.1:4317", "/h" }, ""},
+		{"tracing headers by TLS", func(c *Config) { c.Tracing.Endpoint, c.Tracing.HeadersFile = "https://c:4317", "/h" }, ""},
+		{"tracing headers relative", func(c *Config) { c.Tracing.Endpoint, c.Tracing.HeadersFile = "https://c:4317", "h" }, `tracing.headersFile: must be an absolute path, got "h"; write it from the root, beginning with a slash`},
+		{"tracing headers in the open", func(c *Config) {
+			c.Tracing = Tracing{Endpoint: "http://192.0.2.1:4317", AllowPlaintext: true, HeadersFile: "/h", SampleRatio: 1}
+		}, `tracing.headersFile: would show its headers to whoever is on the way; begin tracing.endpoint with https://, or remove the line`},
 		{"sample ratio", func(c *Config) { c.Tracing.SampleRatio = 1.5 }, `tracing.sampleRatio: must be 0 to 1, got 1.5; write 0.01 for one request in a hundred`},
 		{"log format", func(c *Config) { c.Log.Format = "xml" }, `log.format: must be one of json, console, got "xml"`},
 	}

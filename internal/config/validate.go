@@ -87,6 +87,9 @@ func (v *validator) tracing(t Tracing) {
 			v.add(f.field, "begin tracing.endpoint with https://, or remove the line", "needs an endpoint with TLS")
 		}
 	}
+	if t.HeadersFile != "" {
+		v.path("tracing.headersFile", t.HeadersFile)
+	}
 	if (t.ClientCertificateFile == "") != (t.ClientKeyFile == "") {
 		v.add("tracing.clientCertificateFile", "set both or neither", "must be set together with tracing.clientKeyFile")
 	}
@@ -101,6 +104,10 @@ func (v *validator) tracing(t Tracing) {
 	if !e.TLS && !e.Loopback && !t.AllowPlaintext {
 		v.add(field, "use https://, or set tracing.allowPlaintext: true if the network is trusted",
 			"must be a loopback address without TLS, got %q", t.Endpoint)
+	}
+	if !e.TLS && !e.Loopback && t.HeadersFile != "" {
+		v.add("tracing.headersFile", "begin tracing.endpoint with https://, or remove the line",
+			"would show its headers to whoever is on the way")
 	}
 }
 

@@ -4,6 +4,6 @@
 // No request ever waits for it: a bounded number of spans waits in memory, more are
 // dropped, and what a collector does not take in time is given up. Both are counted.
 // Nothing here touches OpenTelemetry's global state. Of its environment variables
-// OTEL_EXPORTER_OTLP_HEADERS (or OTEL_EXPORTER_OTLP_TRACES_HEADERS) and
-// OTEL_RESOURCE_ATTRIBUTES count, and no other: the rest is configuration.
+// OTEL_RESOURCE_ATTRIBUTES counts, and no other: the rest is configuration, and a token
+// for the collector stands in a file, since others can see an environment.
 package otlp

@@ -88,12 +88,23 @@ func newExporter(cfg config.Tracing, version string, log *zap.Logger, observer O
 	}
 	wait := backoff.DefaultConfig
 	wait.MaxDelay = p.timeout
-	conn, err := grpc.NewClient(endpoint.Address, grpc.WithTransportCredentials(transport),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: wait, MinConnectTimeout: p.timeout}))
+	dial := []grpc.DialOption{
+		grpc.WithTransportCredentials(transport),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: wait, MinConnectTimeout: p.timeout}),
+	}
+	if cfg.HeadersFile != "" {
+		headers := headersFile{cfg.HeadersFile}
+		if _, err := headers.GetRequestMetadata(context.Background()); err != nil {
+			return nil, err
+		}
+		dial = append(dial, grpc.WithPerRPCCredentials(headers))
+	}
+	conn, err := grpc.NewClient(endpoint.Address, dial...)
 	if err != nil {
 		return nil, fmt.Errorf("tracing.endpoint: %w", err)
 	}
 	client, err := otlptracegrpc.New(context.Background(), otlptracegrpc.WithGRPCConn(conn), // which does not wait for it
+		otlptracegrpc.WithHeaders(map[string]string{}), // and none of the environment's
 		otlptracegrpc.WithTimeout(p.timeout), otlptracegrpc.WithRetry(otlptracegrpc.RetryConfig{
 			Enabled: true, InitialInterval: p.timeout / 10, MaxInterval: p.timeout / 2, MaxElapsedTime: p.timeout,
 		}))
