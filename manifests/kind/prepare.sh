@@ -38,6 +38,6 @@ kekd() { # PROGRAM ARGUMENT... as kekd's user, with kekd's files
 }
 # The PIN shows in the list of processes for a moment; the token is for trials.
 kekd softhsm2-util --init-token --free --label kekd --pin "$pin" --so-pin "$pin" >/dev/null
-kekd kekctl key create --yes
 kekd kekctl audit key create --yes
+kekd kekctl key create --yes
 echo "Now: cd $PWD && kind create cluster --config kind.yaml"
