@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"kekd/e2e/internal/harness"
 )
 
@@ -72,6 +74,34 @@ func TestDiskFullUnderTheAuditTrailThatBlocks(t *testing.T) {
 	n.Stop(t)
 	verified(t, n.Kekd)
 	result(46, "Disk of the audit trail full, `onFailure: block`", "Status is good; every Encrypt and Decrypt fails with `Unavailable: the audit trail cannot be written`", "at once")
+}
+
+// A node may boot with a disk that takes nothing: kekd starts all the same.
+func TestStartOnAReadOnlyAuditDisk(t *testing.T) {
+	t.Parallel()
+	var remount func(flags uintptr)
+	n := started(t, harness.NewToken(t), harness.KekdOptions{Audit: "continue"}, func(k *harness.Kekd) {
+		k.Command(t, "audit", "key", "create", "--yes")
+		k.AuditDisk(t)
+		remount = func(flags uintptr) {
+			t.Helper()
+			if err := unix.Mount("", k.AuditDir(), "", unix.MS_REMOUNT|flags, ""); err != nil {
+				t.Fatalf("mount the audit disk another way: %v", err)
+			}
+		}
+		remount(unix.MS_RDONLY)
+	})
+	n.expect(t, healthy...)
+	auditFails(t, n.Kekd, "write", 1)
+	remount(0)
+	n.expect(t, healthy...)
+	auditFails(t, n.Kekd, "write", 0)
+	auditFails(t, n.Kekd, "sign", 0)
+	n.Stop(t)
+	if out := verified(t, n.Kekd); !regexp.MustCompile(`\b\d+ operations could not be written`).MatchString(out) {
+		t.Errorf("the trail does not tell what it lacks:\n%s", out)
+	}
+	result(47, "kekd starts on a read-only audit disk, `onFailure: continue`", "nothing; as with a full one", throughout)
 }
 
 // A kekd that is killed while it writes: the next one finds the trail as it is, signs

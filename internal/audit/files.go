@@ -115,6 +115,17 @@ func prepareDir(dir string) error {
 	return nil
 }
 
+// ofDisk reports whether an error is the disk's, which may have room or be whole again
+// later, and not that of a configuration.
+func ofDisk(err error) bool {
+	for _, e := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.EIO} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
 // ErrLocked: only one process at a time writes a chain.
 var ErrLocked = errors.New("another process writes this audit trail")
 

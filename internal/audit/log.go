@@ -125,8 +125,7 @@ type batch struct {
 
 // Log writes one chain. It is safe for concurrent use. Close it.
 type Log struct {
-	cfg  Config
-	lock *os.File
+	cfg Config
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -147,16 +146,14 @@ type Log struct {
 }
 
 // Open finds the end of a chain, or that there is none yet. It fails when that can't
-// be read, or another process writes it. Nothing is written before Start.
-func Open(cfg Config) (_ *Log, err error) {
+// be read, or another process writes it; a disk that is full, read-only or broken is no
+// such failure, but one to write, and passes by itself. Nothing is written before Start.
+func Open(cfg Config) (*Log, error) {
 	if cfg.create == nil {
 		cfg.create = create
 	}
 	if cfg.Observer == nil {
 		cfg.Observer = nobody{}
-	}
-	if err := prepareDir(cfg.Dir); err != nil {
-		return nil, err
 	}
 	l := &Log{
 		cfg: cfg, wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1),
@@ -164,11 +161,11 @@ func Open(cfg Config) (_ *Log, err error) {
 		batch: &batch{done: make(chan struct{})},
 		w:     writer{cfg: cfg, failing: map[string]bool{}, tallies: map[tallyKey]*Event{}},
 	}
-	if l.lock, err = lock(cfg.Dir, cfg.Chain); err != nil {
-		return nil, err
-	}
-	if err := l.w.look(); err != nil {
-		return nil, errors.Join(err, l.lock.Close())
+	if err := l.w.begin(); err != nil {
+		if !ofDisk(err) {
+			return nil, err
+		}
+		l.w.tell(PartWrite, err)
 	}
 	return l, nil
 }
@@ -245,7 +242,7 @@ func (l *Log) Close(ctx context.Context) error {
 	case started:
 		l.stop <- ctx
 	default:
-		l.err = l.lock.Close()
+		l.err = l.w.unlock()
 		if l.cfg.Forward != nil {
 			l.err = errors.Join(l.err, l.cfg.Forward.Close())
 		}
@@ -282,7 +279,7 @@ func (l *Log) run() {
 			l.drain()
 		case ctx := <-l.stop:
 			l.drain()
-			l.err = errors.Join(l.w.end(ctx), l.lock.Close())
+			l.err = errors.Join(l.w.end(ctx), l.w.unlock())
 			return
 		}
 		l.w.checkpoint()

@@ -28,8 +28,9 @@ func TestRecordAndVerify(t *testing.T) {
 	}
 	r := verify(t, dir, VerifyOptions{Keys: signer.keys()})
 	wantOK(t, r)
-	// Each run: its first line and a checkpoint; the first one also begins the file.
-	if r.Events != 202 || r.Lines != 207 || r.LastSeq != 207 || r.Checkpoints != 2 || !r.Closed || r.UnsignedLines != 0 || r.Files != 1 {
+	// Each run: its first line, a checkpoint at once and one at its end; the first one
+	// also begins the file.
+	if r.Events != 202 || r.Lines != 209 || r.LastSeq != 209 || r.Checkpoints != 4 || !r.Closed || r.UnsignedLines != 0 || r.Files != 1 {
 		t.Errorf("got %+v", r)
 	}
 	var got []Record
@@ -40,7 +41,7 @@ func TestRecordAndVerify(t *testing.T) {
 	must(t, err)
 	e := sample()
 	want := []Record{{
-		V: 1, Seq: 3, Type: typeEvent, Time: got[0].Time, Operation: e.Operation, UID: e.UID, Caller: &e.Caller, KeyID: e.KeyID,
+		V: 1, Seq: got[0].Seq, Type: typeEvent, Time: got[0].Time, Operation: e.Operation, UID: e.UID, Caller: &e.Caller, KeyID: e.KeyID,
 		Result: e.Result, LatencyNS: 31000, Source: e.Source, HashText: got[0].HashText,
 	}}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -60,7 +61,7 @@ func TestCheckpointsFallDue(t *testing.T) {
 			for range 25 {
 				must(t, l.RecordWait(t.Context(), sample()))
 			}
-			eventually(t, "a checkpoint", func() bool { _, signed := watch.counts(); return signed > 0 })
+			eventually(t, "a checkpoint of these", func() bool { _, signed := watch.counts(); return signed > 10 })
 			r := verify(t, dir, VerifyOptions{Keys: signer.keys(), AllowUnsigned: true})
 			wantOK(t, r)
 			if r.Checkpoints == 0 {
@@ -143,8 +144,10 @@ func TestRetentionByAge(t *testing.T) {
 
 // Warm decrypts are added up where that is configured, and nothing else is.
 func TestAggregate(t *testing.T) {
-	dir, signer := t.TempDir(), newSigner(t)
-	l := open(t, settings(dir, signer, func(c *Config) { c.Aggregate = true }))
+	dir, signer, watch := t.TempDir(), newSigner(t), new(tally)
+	l := open(t, settings(dir, signer, func(c *Config) { c.Aggregate, c.Observer = true, watch }))
+	// The sums are written with a checkpoint, and the first one is due at once.
+	eventually(t, "the first checkpoint", func() bool { _, signed := watch.counts(); return signed > 0 })
 	for i := range 1000 {
 		e := sample()
 		e.UID, e.Latency = fmt.Sprint(i), time.Duration(i)

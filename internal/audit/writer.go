@@ -21,6 +21,8 @@ import (
 type writer struct {
 	cfg Config
 
+	// lock is the chain's, nil until the writer has begun; nothing else is known then.
+	lock     *os.File
 	f        file // nil while there is none to write to
 	number   uint64
 	size     int64
@@ -61,6 +63,30 @@ type signed struct {
 	forgot error
 }
 
+// begin takes the chain for this process and finds out where it ends.
+func (w *writer) begin() (err error) {
+	if err := prepareDir(w.cfg.Dir); err != nil {
+		return err
+	}
+	if w.lock, err = lock(w.cfg.Dir, w.cfg.Chain); err != nil {
+		return err
+	}
+	if err := w.look(); err != nil {
+		return errors.Join(err, w.unlock())
+	}
+	return nil
+}
+
+// unlock gives the chain to other processes.
+func (w *writer) unlock() error {
+	if w.lock == nil {
+		return nil
+	}
+	err := w.lock.Close()
+	w.lock = nil
+	return err
+}
+
 // look finds out where the chain ends.
 func (w *writer) look() error {
 	all, err := chains(w.cfg.Dir)
@@ -75,7 +101,9 @@ func (w *writer) look() error {
 		}
 	}
 	w.found, w.fresh = &Found{State: FoundNew, Hash: Hash{}.String()}, true
-	w.due = w.cfg.Clock().Add(w.cfg.CheckpointEvery)
+	// At once: what the run before left unsigned, and a trail that is new must not look
+	// like one that somebody wrote without the key.
+	w.due = w.cfg.Clock()
 	files := all[w.cfg.Chain]
 	switch {
 	case len(files) > 0:
@@ -87,9 +115,6 @@ func (w *writer) look() error {
 	}
 	if w.found.State == FoundRolledBack {
 		w.found.ExpectedSeq, w.found.ExpectedHash = kept.Seq, kept.Hash
-	}
-	if w.found.State == FoundOpen {
-		w.due = w.cfg.Clock() // what nobody has signed yet
 	}
 	if w.found.State == FoundRolledBack || w.found.State == FoundBroken {
 		w.tell(PartTrail, fmt.Errorf("it was found %s; kekctl audit verify says where", w.found.State))
@@ -211,7 +236,11 @@ func (w *writer) ready() error {
 
 // open opens the file that is next and writes its first lines. run: a run begins.
 func (w *writer) open(run bool) error {
-	if err := prepareDir(w.cfg.Dir); err != nil {
+	check := func() error { return prepareDir(w.cfg.Dir) }
+	if w.lock == nil {
+		check = w.begin
+	}
+	if err := check(); err != nil {
 		return err
 	}
 	number := w.number
