@@ -108,10 +108,10 @@ bench-go: deps-test ## Go benchmarks of the parts, with allocations (BENCHCOUNT=
 	go test -run '^$$' -bench . -benchmem -count $(BENCHCOUNT) ./keycache ./plugin ./hsm/wire ./hsm ./internal/audit ./internal/metrics ./internal/secret
 
 .PHONY: bench-audit
-bench-audit: deps-test ## What the audit trail costs: a million records written and verified, and each request
+bench-audit: deps-test build ## What the audit trail costs: a million records written and verified, and each request (KEKD_UPDATE_DOCS=1: into docs/audit.md)
 	go test -run '^$$' -bench Million -benchtime 1x ./internal/audit
 	go test -run '^$$' -bench Record -benchmem ./internal/audit
-	go test -run '^$$' -bench Request -benchmem ./plugin
+	cd e2e && $(E2E_BINARIES) go test -run='^$$' -bench=Audit -benchtime=1x -timeout=10m ./audit
 
 .PHONY: bench-tracing
 bench-tracing: deps-run build ## Measure warm requests with tracing off, at one in a hundred, and on (KEKD_UPDATE_DOCS=1: into docs/tracing.md)
