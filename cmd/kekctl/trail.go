@@ -89,7 +89,7 @@ func (t *adminTrail) do(operation, keyID string, change func() (string, error)) 
 func (t *adminTrail) begin(event audit.Event) (*audit.Log, error) {
 	cfg := setup.Audit(t.cfg.Audit, adminChain, "kekctl "+version.Read().String(), t.token, t.store, t.log, nil)
 	cfg.Aggregate = false
-	// The one signature is that of Close.
+	// Signed is the beginning, and the end by Close.
 	cfg.CheckpointEvery, cfg.CheckpointRecords = time.Hour, 1<<30
 	if t.token == nil {
 		cfg.Signer = nil
@@ -105,7 +105,10 @@ func (t *adminTrail) begin(event audit.Event) (*audit.Log, error) {
 				// Nothing to sign where nothing could be written.
 				ended, end := context.WithCancel(ctx)
 				end()
-				return nil, errors.Join(err, l.Close(ended))
+				if closed := l.Close(ended); !errors.Is(closed, audit.ErrNotWritten) { // which is err once more
+					err = errors.Join(err, closed)
+				}
+				return nil, err
 			}
 			return l, nil
 		}
