@@ -179,7 +179,10 @@ func TestCrashLoopIsPaced(t *testing.T) {
 	calls, fast := 0, 0
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(1200 * time.Millisecond); time.Now().Before(end); <-tick.C {
+	loop := time.Now()
+	// On a machine that is busy a single start may take longer than that.
+	for time.Since(loop) < 1200*time.Millisecond || r.starts.Load()-before < 2 && time.Since(loop) < 30*time.Second {
+		<-tick.C
 		begun := time.Now()
 		err := r.wrap(t.Context())
 		if !errors.Is(err, kek.ErrUnavailable) {
@@ -191,8 +194,9 @@ func TestCrashLoopIsPaced(t *testing.T) {
 		}
 	}
 	// Pauses of 0, 100, 200, 400, 800 ms, less a fifth, and two starts for the first call.
-	if n := r.starts.Load() - before; n < 2 || n > 7 {
-		t.Errorf("%d starts in 1.2 s, want 2 to 7", n)
+	took := time.Since(loop)
+	if n, most := r.starts.Load()-before, 5+int64(took/(600*time.Millisecond)); n < 2 || n > most {
+		t.Errorf("%d starts in %v, want 2 to %d", n, took, most)
 	}
 	if fast < calls/2 {
 		t.Errorf("only %d of %d calls failed at once", fast, calls)
