@@ -89,7 +89,9 @@ func (t *adminTrail) do(operation, keyID string, change func() (string, error)) 
 func (t *adminTrail) begin(event audit.Event) (*audit.Log, error) {
 	cfg := setup.Audit(t.cfg.Audit, adminChain, "kekctl "+version.Read().String(), t.token, t.store, t.log, nil)
 	cfg.Aggregate = false
-	// Signed is the beginning, and the end by Close.
+	// Not beside what the command does: SoftHSM fails to make a key while its objects are
+	// looked at.
+	cfg.SignAtClose = true
 	cfg.CheckpointEvery, cfg.CheckpointRecords = time.Hour, 1<<30
 	if t.token == nil {
 		cfg.Signer = nil

@@ -86,6 +86,8 @@ type Config struct {
 	// CheckpointEvery and CheckpointRecords: whichever comes first.
 	CheckpointEvery   time.Duration
 	CheckpointRecords int
+	// SignAtClose has nothing signed before Close, whatever these two say.
+	SignAtClose bool
 	// Aggregate adds up warm Decrypts until the next checkpoint.
 	Aggregate bool
 	// Signer may be nil: nothing is signed then.

@@ -473,7 +473,7 @@ func (w *writer) flush() {
 // checkpoint asks for a signature when one is due.
 func (w *writer) checkpoint() {
 	now := w.cfg.Clock()
-	if w.signing != nil || now.Before(w.notBefore) || now.Before(w.due) && w.since < w.cfg.CheckpointRecords {
+	if w.cfg.SignAtClose || w.signing != nil || now.Before(w.notBefore) || now.Before(w.due) && w.since < w.cfg.CheckpointRecords {
 		return
 	}
 	w.flush()
