@@ -434,7 +434,7 @@ func scenes() []*scene {
 				n.write(t, n.journal, "")
 			},
 			inject: func(t *testing.T, n *node) {
-				n.write(t, n.journal, `{"level":"error","ts":"2026-11-26T00:23:35Z","logger":"plugin","msg":"request failed","method":"Decrypt","uid":"0","class":"panic","code":"Internal","elapsed":"1ms","error":"index out of range","stack":["kekd/keycache.open envelope.go:1"]}`+"\n")
+				n.write(t, n.journal, `{"level":"error","ts":"2026-11-26T00:23:35Z","logger":"plugin","msg":"request failed","uid":"0","method":"Decrypt","class":"panic","code":"Internal","elapsed":"1ms","error":"index out of range","stack":["kekd/keycache.open envelope.go:1"]}`+"\n")
 			},
 			acts: acts("the older kekd runs", func(t *testing.T, n *node) { n.write(t, n.journal, "") }),
 		},

@@ -172,12 +172,7 @@ func startCollector(t *testing.T, r *receiver) string {
 	ca := issue(t, dir, "ca", nil)
 	issue(t, dir, "collector", ca)
 	issue(t, dir, "kekd", ca)
-	free, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := free.Addr().String()
-	_ = free.Close()
+	address := harness.FreeAddress(t)
 	var text bytes.Buffer
 	if err := collectorConfig.Execute(&text, map[string]string{
 		"Address": address, "Next": r.address, "Server": filepath.Join(dir, "collector"), "CA": filepath.Join(dir, "ca"),

@@ -1,25 +1,47 @@
 package harness
 
 import (
+	"math/rand/v2"
 	"net"
+	"strconv"
 	"testing"
 )
 
-// freeAddresses returns n distinct loopback addresses that nobody listens on.
-// Another process could take one before it is used; the kernel hands its ports
-// out in turn, so that is rare, and the log then says so.
+// Ports are taken from below those that Linux gives to outgoing connections, one of
+// which could have a port between its choice and its use.
+const firstPort, ports = 20000, 12000
+
+// freeAddresses returns n distinct loopback addresses that nobody listens on, and that
+// no other test of any process is given until this one ends: a UDP socket that nobody
+// uses holds the port meanwhile.
 func freeAddresses(tb testing.TB, n int) []string {
 	tb.Helper()
-	addresses := make([]string, n)
-	for i := range addresses {
-		l, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", "127.0.0.1:0")
-		if err != nil {
-			tb.Fatalf("find a free port: %v", err)
+	var addresses []string
+	for tries := 0; len(addresses) < n; tries++ {
+		if tries == 100*n {
+			tb.Fatalf("%d of %d free ports found from %d on", len(addresses), n, firstPort)
 		}
-		defer func() { _ = l.Close() }() // all at the end: that keeps them distinct
-		addresses[i] = l.Addr().String()
+		address := net.JoinHostPort(loopback, strconv.Itoa(firstPort+rand.IntN(ports))) //nolint:gosec // G404: any port will do
+		held, err := new(net.ListenConfig).ListenPacket(tb.Context(), "udp", address)
+		if err != nil {
+			continue // somebody's
+		}
+		l, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", address)
+		if err != nil {
+			_ = held.Close()
+			continue
+		}
+		_ = l.Close()
+		tb.Cleanup(func() { _ = held.Close() })
+		addresses = append(addresses, address)
 	}
 	return addresses
+}
+
+// FreeAddress is freeAddresses for a program of the test's own.
+func FreeAddress(tb testing.TB) string {
+	tb.Helper()
+	return freeAddresses(tb, 1)[0]
 }
 
 // port returns the port of an address that freeAddresses made.
