@@ -92,7 +92,7 @@ func requireEnded(t *testing.T, c *cluster, l *load, watch *keyIDWatch, old, fre
 
 	l.stop()
 	l.requireNone(t)
-	watch.requireOneChange(t, old.KeyID, fresh.KeyID)
+	watch.requireOneChange(t, old.KeyID, fresh.KeyID, 0)
 	l.requireReadable(t)
 	c.nodes[0].restart(t)
 	l.requireReadable(t)

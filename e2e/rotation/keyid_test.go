@@ -39,8 +39,14 @@ type keyIDWatch struct {
 
 	// Written by the watch, readable after stop.
 	changes []change
-	failed  []error
+	failed  []failedStatus
 	asked   int
+}
+
+// failedStatus is a Status that failed, and when.
+type failedStatus struct {
+	at  time.Time
+	err error
 }
 
 // change is a key_id and when it was first seen.
@@ -82,7 +88,7 @@ func (w *keyIDWatch) ask(ctx context.Context, s kmsservice.Service) {
 		err = errors.New("healthz is " + status.Healthz)
 		fallthrough
 	case err != nil:
-		w.failed = append(w.failed, fmt.Errorf("at %s: %w", time.Now().Format(time.TimeOnly), err))
+		w.failed = append(w.failed, failedStatus{time.Now(), err})
 	case len(w.changes) == 0 || w.changes[len(w.changes)-1].keyID != status.KeyID:
 		w.changes = append(w.changes, change{status.KeyID, time.Now()})
 	}
@@ -93,19 +99,22 @@ func (w *keyIDWatch) stop() {
 	w.done.Wait()
 }
 
-// requireOneChange stops the watch and requires that Status never failed and that
-// the key_id went from one key to the other, once. It returns when.
-func (w *keyIDWatch) requireOneChange(t *testing.T, from, to string) time.Time {
+// requireOneChange stops the watch and requires that the key_id went from one key to the
+// other, once, and that Status never failed but in the time gap before. It returns when.
+func (w *keyIDWatch) requireOneChange(t *testing.T, from, to string, gap time.Duration) time.Time {
 	t.Helper()
 	w.stop()
-	if len(w.failed) > 0 {
-		t.Errorf("Status failed %d times of %d, first %v", len(w.failed), w.asked, w.failed[0])
-	}
 	if len(w.changes) != 2 || w.changes[0].keyID != from || w.changes[1].keyID != to {
 		t.Fatalf("Status went through %v, want %s and then %s", w.changes, from, to)
 	}
-	t.Logf("Status was asked %d times and changed once, at %s", w.asked, w.changes[1].at.Format("15:04:05.000"))
-	return w.changes[1].at
+	at := w.changes[1].at
+	for _, f := range w.failed {
+		if f.at.After(at) || at.Sub(f.at) > gap {
+			t.Errorf("of %d Status %d failed, one at %s: %v", w.asked, len(w.failed), f.at.Format("15:04:05.000"), f.err)
+		}
+	}
+	t.Logf("Status was asked %d times, failed %d times, and changed once, at %s", w.asked, len(w.failed), at.Format("15:04:05.000"))
+	return at
 }
 
 // awaitKeyID waits until kekd encrypts under the key.

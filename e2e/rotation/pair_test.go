@@ -56,8 +56,8 @@ func testClocksApart(t *testing.T, c *cluster) {
 	l.stop()
 	l.requireNone(t)
 	l.requireReadable(t)
-	switched := watches[0].requireOneChange(t, old.KeyID, fresh.KeyID)
-	lead := switched.Sub(watches[1].requireOneChange(t, old.KeyID, fresh.KeyID))
+	switched := watches[0].requireOneChange(t, old.KeyID, fresh.KeyID, 0)
+	lead := switched.Sub(watches[1].requireOneChange(t, old.KeyID, fresh.KeyID, 0))
 	t.Logf("the node whose clock is ahead switched %v before the other", lead.Round(time.Millisecond))
 	if lead < ahead-time.Second || lead > ahead+time.Second {
 		t.Errorf("the nodes switched %v apart, want about %v", lead, ahead)
@@ -69,9 +69,10 @@ func testClocksApart(t *testing.T, c *cluster) {
 // writes, until kekd is back.
 func testStoppedAtActivation(t *testing.T, c *cluster) {
 	c.nodes[1].kekd.Stop(t)
-	testAbsent(t, c,
+	l := testAbsent(t, c,
 		func() {},
 		func() { c.nodes[1].kekd.Start(t) })
+	l.requireReadableAfresh(t, c)
 }
 
 // testCutOffAtActivation: a kekd has seen the key and cannot reach the token when it
@@ -80,7 +81,7 @@ func testCutOffAtActivation(t *testing.T, c *cluster) {
 	away := c.nodes[1].kekd
 	watch := watchKeyID(t, away)
 	old := c.requireKey(t, "primary")
-	testAbsent(t, c,
+	l := testAbsent(t, c,
 		func() { away.Token.TakeAway(t) },
 		func() {
 			status, err := away.Status(t.Context())
@@ -90,12 +91,13 @@ func testCutOffAtActivation(t *testing.T, c *cluster) {
 			t.Logf("the kekd that is cut off says: %s", status.RingProblem)
 			away.Token.PutBack(t)
 		})
-	watch.requireOneChange(t, old.KeyID, c.requireKey(t, "primary").KeyID)
+	watch.requireOneChange(t, old.KeyID, c.requireKey(t, "primary").KeyID, 0)
+	l.requireReadableAfresh(t, c)
 }
 
 // testAbsent rotates while the second node's kekd cannot take part from leave to
-// comeBack.
-func testAbsent(t *testing.T, c *cluster, leave, comeBack func()) {
+// comeBack, and returns the load.
+func testAbsent(t *testing.T, c *cluster, leave, comeBack func()) *load {
 	present, absent := c.nodes[0], c.nodes[1]
 	l := newLoad(t, c, fewObjects)
 	l.requireReadable(t) // so each apiserver has opened the other's seed
@@ -156,7 +158,12 @@ func testAbsent(t *testing.T, c *cluster, leave, comeBack func()) {
 	if counts := c.standing(t, secrets, configmaps); counts[old.KeyID] == 0 || counts[fresh.KeyID] == 0 {
 		t.Errorf("etcd holds objects under %v, want some under each of %s and %s: this case shows little", counts, old.KeyID, fresh.KeyID)
 	}
-	// Nor does it depend on what anybody had in memory.
+	return l
+}
+
+// requireReadableAfresh is requireReadable with nothing in anybody's memory.
+func (l *load) requireReadableAfresh(t *testing.T, c *cluster) {
+	t.Helper()
 	for _, n := range c.nodes {
 		n.restart(t)
 	}
