@@ -92,6 +92,8 @@ func (t *adminTrail) begin(event audit.Event) (*audit.Log, error) {
 	// Not beside what the command does: SoftHSM fails to make a key while its objects are
 	// looked at.
 	cfg.SignAtClose = true
+	// What the chain declares, and verify goes by: what a command that is killed leaves
+	// unsigned the next one signs, which may be hours later.
 	cfg.CheckpointEvery, cfg.CheckpointRecords = time.Hour, 1<<30
 	if t.token == nil {
 		cfg.Signer = nil

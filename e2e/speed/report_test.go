@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"kekd/e2e/internal/harness"
 )
 
 // The names of the clusters that others are compared with.
@@ -85,7 +87,7 @@ func tables(o options, clusters []*cluster) string {
 		return each(c.creates, func(m measurement) float64 { return float64(len(m.latencies)) / m.took.Seconds() })
 	}
 	latency := func(q float64) func(c *cluster) string {
-		return func(c *cluster) string { return seconds(quantile(c.latencies(), q)) }
+		return func(c *cluster) string { return seconds(harness.Quantile(c.latencies(), q)) }
 	}
 	table(&s, clusters, slices.Concat(
 		[]column{

@@ -2,29 +2,18 @@ package speed
 
 import (
 	"fmt"
-	"math"
 	"slices"
 	"testing"
-)
 
-// quantile returns the q-quantile (0 to 1) of sorted values, interpolated
-// between neighbours; 0 of none.
-func quantile(sorted []float64, q float64) float64 {
-	if len(sorted) == 0 {
-		return 0
-	}
-	below, part := math.Modf(q * float64(len(sorted)-1))
-	low := int(below)
-	high := min(low+1, len(sorted)-1)
-	return sorted[low] + (sorted[high]-sorted[low])*part
-}
+	"kekd/e2e/internal/harness"
+)
 
 // summary is the middle of some values and the quartiles around it.
 type summary struct{ median, lower, upper float64 }
 
 func summarize(values []float64) summary {
 	sorted := slices.Sorted(slices.Values(values))
-	return summary{quantile(sorted, 0.5), quantile(sorted, 0.25), quantile(sorted, 0.75)}
+	return summary{harness.Quantile(sorted, 0.5), harness.Quantile(sorted, 0.25), harness.Quantile(sorted, 0.75)}
 }
 
 func (s summary) String() string { return fmt.Sprintf("%.2f (%.2f-%.2f)", s.median, s.lower, s.upper) }

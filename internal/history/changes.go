@@ -255,31 +255,26 @@ func (r *Recorder) HSMWorkerStartFailed(reason string) {
 
 // HSMLatched implements hsm.Observer in part.
 func (r *Recorder) HSMLatched(latched bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.latched == latched {
-		return
-	}
-	r.latched = latched
-	if latched {
-		r.add(OfPIN, Fault, "the token refused it; it is not tried again")
-	} else {
-		r.add(OfPIN, Good, "may be tried again")
-	}
+	r.turned(&r.latched, latched, OfPIN, Fault, "the token refused it; it is not tried again", "may be tried again")
 }
 
 // Breaker implements keycache.Observer in part.
 func (r *Recorder) Breaker(open bool) {
+	r.turned(&r.breaker, open, OfBreaker, Warning, "open: requests that need the HSM fail at once", "closed: the HSM answers")
+}
+
+// turned tells of something that is wrong, or right again, where that is news.
+func (r *Recorder) turned(known *bool, wrong bool, s Subject, l Level, bad, good string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.breaker == open {
+	if *known == wrong {
 		return
 	}
-	r.breaker = open
-	if open {
-		r.add(OfBreaker, Warning, "open: requests that need the HSM fail at once")
+	*known = wrong
+	if wrong {
+		r.add(s, l, "%s", bad)
 	} else {
-		r.add(OfBreaker, Good, "closed: the HSM answers")
+		r.add(s, Good, "%s", good)
 	}
 }
 

@@ -101,6 +101,5 @@ func over(a, b []float64) []float64 {
 }
 
 func median(values []float64) float64 {
-	sorted := slices.Sorted(slices.Values(values))
-	return sorted[len(sorted)/2]
+	return Quantile(slices.Sorted(slices.Values(values)), 0.5)
 }
