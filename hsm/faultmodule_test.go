@@ -1,9 +1,12 @@
 package hsm_test
 
 import (
+	"strings"
 	"testing"
 
+	"kekd/hsm"
 	"kekd/hsm/hsmtest"
+	"kekd/hsm/wire"
 	"kekd/internal/kek"
 )
 
@@ -61,6 +64,37 @@ func TestFaultModule(t *testing.T) {
 	}
 	if second["C_Initialize"] != first["C_Initialize"] {
 		t.Error("the fault was not spent: a worker was started")
+	}
+}
+
+// A trail that anyone can verify is given up for a token that says that it has no
+// ECDSA, not for one that fails once.
+func TestAuditKeyIsNotDowngradedByAFailure(t *testing.T) {
+	t.Parallel()
+	f := hsmtest.NewSoftHSM(t)
+	path := f.FaultModule(t)
+	token := f.Open(t)
+
+	must(t, hsmtest.SetFaults(path, "C_GenerateKeyPair rv=0x5")) // CKR_GENERAL_ERROR
+	key, err := token.CreateAuditKey(t.Context(), "")
+	if !strings.Contains(hsm.Hint(err), "--algorithm") {
+		t.Errorf("a vague failure: %+v, %v, want an error whose hint names --algorithm", key, err)
+	}
+	key, err = token.CreateAuditKey(t.Context(), wire.HMACSHA256)
+	if err != nil || key.Algorithm != wire.HMACSHA256 {
+		t.Errorf("HMAC by choice: %+v, %v", key, err)
+	}
+
+	must(t, hsmtest.SetFaults(path, "C_GenerateKeyPair rv=0x70")) // CKR_MECHANISM_INVALID
+	key, err = token.CreateAuditKey(t.Context(), "")
+	if err != nil || key.Algorithm != wire.HMACSHA256 {
+		t.Errorf("a token without ECDSA: %+v, %v, want a key for HMAC", key, err)
+	}
+
+	must(t, hsmtest.SetFaults(path))
+	key, err = token.CreateAuditKey(t.Context(), "")
+	if err != nil || key.Algorithm != wire.ECDSAP256 {
+		t.Errorf("a sound token: %+v, %v, want a key for ECDSA", key, err)
 	}
 }
 

@@ -46,6 +46,7 @@ func newRewrap(a *app) *cobra.Command {
 	var (
 		yes     bool
 		keyID   string
+		wait    time.Duration
 		servers []string
 		how     rewrapFlags
 		kube    kubeFlags
@@ -59,8 +60,9 @@ changing what it holds. etcd tells which objects those are, before and at the en
 the command succeeds when there are none.
 
 It takes the resources that have an object under a key of the ring already, and
-those of --resource. It refuses to begin while a kube-apiserver encrypts under
-another key.
+those of --resource. While a kube-apiserver encrypts under another key it does not
+begin: kube-apiserver takes a new primary up within about a minute, and --wait says
+how long to wait for that.
 
 Methods:
   migration  a StorageVersionMigration for each resource, where the cluster serves
@@ -79,6 +81,9 @@ It may be interrupted and run again: what is done stays done.`,
 			if err := how.check(); err != nil {
 				return err
 			}
+			if wait < 0 {
+				return codeError{exitUsage, fmt.Sprintf("--wait: must not be negative, got %v", wait)}
+			}
 			if _, _, err := kek.ParseKeyID(keyID); keyID != "" && err != nil {
 				return codeError{exitUsage, "--key-id: " + err.Error()}
 			}
@@ -87,7 +92,7 @@ It may be interrupted and run again: what is done stays done.`,
 			if err != nil {
 				return err
 			}
-			r := rewrapping{app: a, cluster: c, how: how, etcd: &etcd, yes: yes, keyID: keyID}
+			r := rewrapping{app: a, cluster: c, how: how, etcd: &etcd, yes: yes, keyID: keyID, wait: wait}
 			if r.keyID == "" {
 				if r.keyID, err = a.primaryKeyID(ctx); err != nil {
 					return err
@@ -102,6 +107,7 @@ It may be interrupted and run again: what is done stays done.`,
 	}
 	addYes(c, &yes)
 	c.Flags().StringVar(&keyID, "key-id", "", "the primary's `key_id`, as kekctl status shows it (default: asks the kekd of the configuration)")
+	c.Flags().DurationVar(&wait, "wait", 2*time.Minute, "longest `time` to wait for a kube-apiserver that does not encrypt under the primary yet")
 	c.Flags().StringArrayVar(&servers, "apiserver", nil, "`URL` of a kube-apiserver, once for each (default: those that the cluster lists)")
 	how.add(c.Flags())
 	kube.add(c.Flags())
@@ -134,6 +140,8 @@ type rewrapping struct {
 	yes     bool
 	// keyID is the primary's.
 	keyID string
+	// wait is how long kube-apiserver may take to encrypt under it.
+	wait time.Duration
 }
 
 // run re-encrypts what is not under the primary. What is left of it is no error.
@@ -170,22 +178,44 @@ func (r *rewrapping) begin(ctx context.Context, p *rewrap.Plan) error {
 	if len(p.Untouched) > 0 {
 		r.note("not touched, since nothing of it is under ring keys: %s", plain(strings.Join(p.Untouched, ", ")))
 	}
-	// Written anew now, objects would stand under the key that is to go.
-	for _, s := range r.servers {
-		use, err := s.KeyInUse(ctx)
-		if err != nil {
-			return err
-		}
-		if why := use.Lacks(r.keyID, p.Providers...); why != "" {
-			r.note("kekctl: hint: kube-apiserver takes a new primary up within about a minute; kekctl rotate waits for that")
-			return codeError{exitFailed, fmt.Sprintf("%s does not encrypt under %s: %s", s.URL, r.keyID, why)}
-		}
+	if err := r.awaitServers(ctx, p.Providers); err != nil {
+		return err
 	}
 	if p.Stale == 0 {
 		return nil
 	}
 	r.note("%d objects will be written anew, to stand under %s.", p.Stale, r.keyID)
 	return r.confirm(r.yes)
+}
+
+// awaitServers waits until every API server encrypts under the primary. Written anew
+// before, objects would stand under the key that is to go.
+func (r *rewrapping) awaitServers(ctx context.Context, providers []string) error {
+	deadline := time.Now().Add(r.wait)
+	for _, s := range r.servers {
+		var told string
+		for {
+			use, err := s.KeyInUse(ctx)
+			if err != nil {
+				return err
+			}
+			why := use.Lacks(r.keyID, providers...)
+			if why == "" {
+				break
+			}
+			if time.Until(deadline) <= 0 {
+				return codeError{exitFailed, fmt.Sprintf("%s does not encrypt under %s: %s; wait longer (--wait), or look why it does not ask kekd", s.URL, r.keyID, why)}
+			}
+			if why != told {
+				told = why
+				r.note("waiting for %s to encrypt under %s: %s", s.URL, r.keyID, why)
+			}
+			if err := pause(ctx, min(serversPause, time.Until(deadline))); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func planLine(r rewrap.Resource) string {

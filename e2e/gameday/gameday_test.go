@@ -261,13 +261,12 @@ func (w *walker) step(st step, command string, again bool) {
 	}
 }
 
-// looks tells whether a command may be repeated: it changes nothing, or it is kekctl rewrap,
-// of which the pages say to run it again while kube-apiserver has the old key.
+// looks tells whether a command may be repeated: it changes nothing.
 func looks(command string) bool {
 	for _, prefix := range []string{
 		"kekctl status", "kekctl config check", "kekctl doctor", "kekctl inventory", "kekctl key list", "kekctl audit verify", "kekctl audit query",
 		"kubectl get", "curl -s http://127.0.0.1:8780/", "journalctl", "systemctl is-active", "systemctl status",
-		"kekctl rewrap", "grep ", "ps ", "ss ", "df ", "ls ", "printf ", "stat ",
+		"grep ", "ps ", "ss ", "df ", "ls ", "printf ", "stat ",
 	} {
 		if strings.HasPrefix(command, prefix) {
 			return true

@@ -44,7 +44,7 @@ func testGuards(t *testing.T, c *cluster) {
 	c.requireState(t, old.ID, "retired")
 	c.requireInUse(t)
 
-	c.awaitWrites(t, fresh.KeyID)
+	// It waits for what kube-apiserver has not noticed yet.
 	c.kekctl(t, 0, join([]string{"rewrap", "--yes", "--method", "update", "--rate", fastRate}, c.kubeFlags, c.etcdFlags)...)
 	c.requireAllUnder(t, fresh.KeyID)
 	c.kekctl(t, 0, join(destroy, []string{"30d"}, c.etcdFlags)...)

@@ -101,6 +101,8 @@ FORWARD(C_FindObjectsFinal, (CK_SESSION_HANDLE s), (s))
 FORWARD(C_GetAttributeValue, (CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o, CK_ATTRIBUTE_PTR a, CK_ULONG n), (s, o, a, n))
 FORWARD(C_SetAttributeValue, (CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o, CK_ATTRIBUTE_PTR a, CK_ULONG n), (s, o, a, n))
 FORWARD(C_GenerateKey, (CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_ATTRIBUTE_PTR a, CK_ULONG n, CK_OBJECT_HANDLE_PTR o), (s, m, a, n, o))
+FORWARD(C_GenerateKeyPair, (CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_ATTRIBUTE_PTR pub, CK_ULONG npub, CK_ATTRIBUTE_PTR priv, CK_ULONG npriv, CK_OBJECT_HANDLE_PTR opub, CK_OBJECT_HANDLE_PTR opriv),
+	(s, m, pub, npub, priv, npriv, opub, opriv))
 FORWARD(C_DestroyObject, (CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o), (s, o))
 FORWARD(C_DecryptInit, (CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE k), (s, m, k))
 FORWARD(C_SignInit, (CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE k), (s, m, k))
@@ -307,6 +309,7 @@ static CK_RV load(void)
 	REPLACE(C_GetAttributeValue);
 	REPLACE(C_SetAttributeValue);
 	REPLACE(C_GenerateKey);
+	REPLACE(C_GenerateKeyPair);
 	REPLACE(C_DestroyObject);
 	REPLACE(C_EncryptInit);
 	REPLACE(C_Encrypt);
