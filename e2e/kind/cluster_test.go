@@ -81,12 +81,15 @@ func newCluster(t *testing.T, name, nodes string) *cluster {
 // endWith deletes the cluster, one of an earlier run now and this one with the test.
 func (c *cluster) endWith(t *testing.T) {
 	t.Helper()
-	host(t, kind(t), "delete", "cluster", "--name", c.name)
+	// With a kubeconfig of its own: two tests at once would stumble over the lock of
+	// the user's.
+	remove := []string{"delete", "cluster", "--name", c.name, "--kubeconfig", c.kubeconfig}
+	host(t, kind(t), remove...)
 	t.Cleanup(func() {
 		if t.Failed() {
 			c.report(t)
 		}
-		host(t, kind(t), "delete", "cluster", "--name", c.name)
+		host(t, kind(t), remove...)
 		_, _ = try(nil, "docker", "network", "rm", c.name)
 	})
 }
