@@ -4,12 +4,15 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"kekd/internal/cluster"
 	"kekd/internal/config"
@@ -61,8 +64,8 @@ the command succeeds when there are none.
 
 It takes the resources that have an object under a key of the ring already, and
 those of --resource. While a kube-apiserver encrypts under another key it does not
-begin: kube-apiserver takes a new primary up within about a minute, and --wait says
-how long to wait for that.
+begin: kekd sees a new primary within keyRing.refresh, and kube-apiserver takes it up
+within about a minute. --wait says how long to wait for that.
 
 Methods:
   migration  a StorageVersionMigration for each resource, where the cluster serves
@@ -94,7 +97,7 @@ It may be interrupted and run again: what is done stays done.`,
 			}
 			r := rewrapping{app: a, cluster: c, how: how, etcd: &etcd, yes: yes, keyID: keyID, wait: wait}
 			if r.keyID == "" {
-				if r.keyID, err = a.primaryKeyID(ctx); err != nil {
+				if r.keyID, err = a.primaryKeyID(ctx, wait); err != nil {
 					return err
 				}
 			}
@@ -107,7 +110,7 @@ It may be interrupted and run again: what is done stays done.`,
 	}
 	addYes(c, &yes)
 	c.Flags().StringVar(&keyID, "key-id", "", "the primary's `key_id`, as kekctl status shows it (default: asks the kekd of the configuration)")
-	c.Flags().DurationVar(&wait, "wait", 2*time.Minute, "longest `time` to wait for a kube-apiserver that does not encrypt under the primary yet")
+	c.Flags().DurationVar(&wait, "wait", 2*time.Minute, "longest `time` to wait for kekd to have a primary, and for kube-apiserver to encrypt under it")
 	c.Flags().StringArrayVar(&servers, "apiserver", nil, "`URL` of a kube-apiserver, once for each (default: those that the cluster lists)")
 	how.add(c.Flags())
 	kube.add(c.Flags())
@@ -116,18 +119,51 @@ It may be interrupted and run again: what is done stays done.`,
 }
 
 // primaryKeyID asks the kekd of this machine, not the token: what counts is what
-// kube-apiserver is told.
-func (a *app) primaryKeyID(ctx context.Context) (string, error) {
+// kube-apiserver is told. A kekd that has no primary may be about to see a new one.
+func (a *app) primaryKeyID(ctx context.Context, wait time.Duration) (string, error) {
 	const remedy = "where no kekd runs, --key-id names the primary"
 	cfg, err := config.Load(a.configPath)
 	if err != nil {
 		return "", fmt.Errorf("%w; %s", err, remedy)
 	}
-	answer, err := askSocket(ctx, cfg.Socket.Path)
-	if err != nil {
-		return "", fmt.Errorf("ask kekd for the primary: %s; %s", oneLine(err), remedy)
+	deadline := time.Now().Add(wait)
+	var told string
+	for {
+		answer, err := askSocket(ctx, cfg.Socket.Path)
+		if err == nil {
+			return answer.GetKeyId(), nil
+		}
+		why := oneLine(err)
+		if !hasNoPrimary(err, cfg.Socket.Path) || time.Until(deadline) <= 0 {
+			return "", fmt.Errorf("ask kekd for the primary: %s; %s", why, remedy)
+		}
+		if why != told {
+			told = why
+			a.note("waiting for kekd to have a primary: %s", why)
+		}
+		if err := pause(ctx, min(kekdPause, time.Until(deadline))); err != nil {
+			return "", err
+		}
 	}
-	return answer.GetKeyId(), nil
+}
+
+// kekdPause is the pause between two questions to this machine's kekd.
+const kekdPause = time.Second
+
+// hasNoPrimary tells a kekd that answers, and has no key to encrypt under, from one
+// that is not there.
+func hasNoPrimary(err error, socket string) bool {
+	switch status.Code(err) {
+	case codes.FailedPrecondition:
+		return true
+	case codes.Unavailable: // gRPC's own word for a socket where nobody listens, too
+		conn, err := net.Dial("unix", socket)
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err == nil
+	}
+	return false
 }
 
 // rewrapping is one re-encryption.
