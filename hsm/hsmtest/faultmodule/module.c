@@ -327,6 +327,8 @@ __attribute__((visibility("default"))) CK_RV C_GetFunctionList(CK_FUNCTION_LIST_
 	pthread_mutex_lock(&mutex);
 	if (!real)
 		rv = load();
+	else if (!control_open()) // who opens the module again may have other files
+		rv = CKR_GENERAL_ERROR;
 	pthread_mutex_unlock(&mutex);
 	*to = rv == CKR_OK ? &list : NULL;
 	return rv;
