@@ -197,6 +197,7 @@ func TestEmptyToken(t *testing.T) {
 	gone := func() (pkcs11.TokenInfo, error) {
 		return pkcs11.TokenInfo{}, p11.Error{Call: "C_GetTokenInfo", RV: pkcs11.CKR_TOKEN_NOT_PRESENT}
 	}
+	blank := func() (pkcs11.TokenInfo, error) { return pkcs11.TokenInfo{}, nil }
 	swapped := func() (pkcs11.TokenInfo, error) { return pkcs11.TokenInfo{SerialNumber: "0815"}, nil }
 	for name, c := range map[string]struct {
 		met   bool // a key was met before
@@ -206,6 +207,7 @@ func TestEmptyToken(t *testing.T) {
 	}{
 		"really empty":           {false, nil, true, ""},
 		"gone":                   {false, gone, false, "C_GetTokenInfo"},
+		"no serial":              {false, blank, false, "serial changed"},
 		"another token":          {false, swapped, false, "serial changed"},
 		"had a key":              {true, nil, false, "not found any more"},
 		"had a key, gone":        {true, gone, false, "C_GetTokenInfo"},
@@ -229,6 +231,27 @@ func TestEmptyToken(t *testing.T) {
 				t.Errorf("got %v, want the token's class and %q", err, c.says)
 			}
 		})
+	}
+}
+
+// Other processes that log in, one after the other, each blank SoftHSM's token for a
+// moment.
+func TestBlankToken(t *testing.T) {
+	t.Parallel()
+	p := serve(t)
+	p.up()
+	well, err := p.odd.Fake.GetTokenInfo(3)
+	must(t, err)
+	asked := 0
+	p.odd.getTokenInfo = func() (pkcs11.TokenInfo, error) {
+		if asked++; asked <= 4 {
+			return pkcs11.TokenInfo{}, nil
+		}
+		return well, nil
+	}
+	must(t, p.ask(wire.OpKeys, nil, nil, nil))
+	if asked != 5 {
+		t.Errorf("the token was asked %d times, want 5", asked)
 	}
 }
 

@@ -220,26 +220,34 @@ func (w *Worker) onKey(text string, id kek.ID, ask bool, fn func(s session, k *h
 // tokenAnswers checks that the token is still there and still the same, since
 // some modules report an empty token as success when it is gone.
 func (w *Worker) tokenAnswers() error {
-	err := w.askToken()
-	if err != nil {
+	for tries := 1; ; tries++ {
+		blank, err := w.askToken()
+		if err == nil {
+			return nil
+		}
 		// While another process logs in, SoftHSM has no token or one without a serial
-		// for a moment.
+		// for a moment, and for as many of them as there are processes that log in.
+		if tries == blankTries || tries > 1 && !blank {
+			return err
+		}
 		time.Sleep(retryPause)
-		err = w.askToken()
 	}
-	return err
 }
 
-func (w *Worker) askToken() error {
+// blankTries is how often a token is asked that has no serial.
+const blankTries = 10
+
+// askToken compares the token's serial. blank: the token has none.
+func (w *Worker) askToken() (blank bool, err error) {
 	info, err := w.module.GetTokenInfo(w.slot)
 	if err != nil {
-		return fail("ask the token for its state", err)
+		return false, fail("ask the token for its state", err)
 	}
 	if info.SerialNumber != w.serial {
-		return &wire.Error{Class: wire.ClassToken, Text: fmt.Sprintf(
+		return trim(info.SerialNumber) == "", &wire.Error{Class: wire.ClassToken, Text: fmt.Sprintf(
 			"the token's serial changed from %q to %q", trim(w.serial), trim(info.SerialNumber))}
 	}
-	return nil
+	return false, nil
 }
 
 // Close finalises the module. No call may be running.
