@@ -126,25 +126,22 @@ func (a *app) primaryKeyID(ctx context.Context, wait time.Duration) (string, err
 	if err != nil {
 		return "", fmt.Errorf("%w; %s", err, remedy)
 	}
-	deadline := time.Now().Add(wait)
-	var told string
-	for {
+	var keyID string
+	missing, err := a.waitFor(ctx, time.Now().Add(wait), kekdPause, "kekd to have a primary", func() (string, error) {
 		answer, err := askSocket(ctx, cfg.Socket.Path)
-		if err == nil {
-			return answer.GetKeyId(), nil
+		switch {
+		case err == nil:
+			keyID = answer.GetKeyId()
+			return "", nil
+		case hasNoPrimary(err, cfg.Socket.Path):
+			return oneLine(err), nil
 		}
-		why := oneLine(err)
-		if !hasNoPrimary(err, cfg.Socket.Path) || time.Until(deadline) <= 0 {
-			return "", fmt.Errorf("ask kekd for the primary: %s; %s", why, remedy)
-		}
-		if why != told {
-			told = why
-			a.note("waiting for kekd to have a primary: %s", why)
-		}
-		if err := pause(ctx, min(kekdPause, time.Until(deadline))); err != nil {
-			return "", err
-		}
+		return "", fmt.Errorf("ask kekd for the primary: %s; %s", oneLine(err), remedy)
+	})
+	if missing != "" {
+		err = fmt.Errorf("ask kekd for the primary: %s; %s", missing, remedy)
 	}
+	return keyID, err
 }
 
 // kekdPause is the pause between two questions to this machine's kekd.
@@ -229,29 +226,41 @@ func (r *rewrapping) begin(ctx context.Context, p *rewrap.Plan) error {
 func (r *rewrapping) awaitServers(ctx context.Context, providers []string) error {
 	deadline := time.Now().Add(r.wait)
 	for _, s := range r.servers {
-		var told string
-		for {
+		missing, err := r.waitFor(ctx, deadline, serversPause, s.URL+" to encrypt under "+r.keyID, func() (string, error) {
 			use, err := s.KeyInUse(ctx)
 			if err != nil {
-				return err
+				return "", err
 			}
-			why := use.Lacks(r.keyID, providers...)
-			if why == "" {
-				break
-			}
-			if time.Until(deadline) <= 0 {
-				return codeError{exitFailed, fmt.Sprintf("%s does not encrypt under %s: %s; wait longer (--wait), or look why it does not ask kekd", s.URL, r.keyID, why)}
-			}
-			if why != told {
-				told = why
-				r.note("waiting for %s to encrypt under %s: %s", s.URL, r.keyID, why)
-			}
-			if err := pause(ctx, min(serversPause, time.Until(deadline))); err != nil {
-				return err
-			}
+			return use.Lacks(r.keyID, providers...), nil
+		})
+		if missing != "" {
+			err = codeError{exitFailed, fmt.Sprintf("%s does not encrypt under %s: %s; wait longer (--wait), or look why it does not ask kekd", s.URL, r.keyID, missing)}
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// waitFor looks again and again until nothing is missing, look fails or the deadline is
+// there, and notes what is missing when that is another thing than before. It returns
+// what is missing at the deadline, or an error.
+func (a *app) waitFor(ctx context.Context, deadline time.Time, between time.Duration, what string, look func() (missing string, err error)) (string, error) {
+	var told string
+	for {
+		missing, err := look()
+		if err != nil || missing == "" || time.Until(deadline) <= 0 {
+			return missing, err
+		}
+		if missing != told {
+			told = missing
+			a.note("waiting for %s: %s", what, missing)
+		}
+		if err := pause(ctx, min(between, time.Until(deadline))); err != nil {
+			return "", err
+		}
+	}
 }
 
 func planLine(r rewrap.Resource) string {

@@ -129,17 +129,12 @@ func (w *Worker) AuditCreate(req wire.AuditCreateRequest) (wire.AuditKey, error)
 		if err == nil {
 			return key, nil
 		}
-		e, ok := errors.AsType[*wire.Error](err)
-		switch {
-		case !ok:
-			return wire.AuditKey{}, err
-		case e.Class == wire.ClassRefused:
-		case vague(e.RV) && req.Algorithm == "":
-			// It may mean "not this algorithm" or "not now". A trail that anyone can
-			// verify is not given up for the latter.
-			e.Hint = fmt.Sprintf("try again; if this token never makes one for %s, choose by --algorithm", algorithm)
-			return wire.AuditKey{}, e
-		default:
+		if !isClass(err, wire.ClassRefused) {
+			// A vague failure may mean "not this algorithm" or "not now". A trail that
+			// anyone can verify is not given up for the latter.
+			if e, ok := errors.AsType[*wire.Error](err); ok && vague(e.RV) && req.Algorithm == "" {
+				e.Hint = fmt.Sprintf("try again; if this token never makes one for %s, choose by --algorithm", algorithm)
+			}
 			return wire.AuditKey{}, err
 		}
 		passed = append(passed, fmt.Sprintf("%s: %v", algorithm, err))
