@@ -69,10 +69,10 @@ func TestSetUseOnStubbornTokens(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, nil)
-			_, err := r.token.SetUse(t.Context(), r.id, c.from)
+			_, err := r.token.SetUse(t.Context(), kek.Info{ID: r.id}, c.from)
 			must(t, err)
 			r.edit(t, func(token *hsmtest.FakeToken) { token.ReadOnly, token.Deaf = c.readOnly, c.deaf })
-			_, err = r.token.SetUse(t.Context(), r.id, c.to)
+			_, err = r.token.SetUse(t.Context(), kek.Info{ID: r.id}, c.to)
 			switch {
 			case c.want == "":
 				must(t, err)
@@ -95,7 +95,7 @@ func TestSetUseIsDoneAgain(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	r.faults(t, "C_SetAttributeValue crash n=1")
-	k, err := r.token.SetUse(t.Context(), r.id, hsm.Disabled())
+	k, err := r.token.SetUse(t.Context(), kek.Info{ID: r.id}, hsm.Disabled())
 	must(t, err)
 	if k.State != kek.Disabled || r.watch.restarted() != 1 {
 		t.Errorf("state %s after %d restarts, want disabled after 1", k.State, r.watch.restarted())
@@ -106,7 +106,7 @@ func TestSetUseIsDoneAgain(t *testing.T) {
 func TestSetUseVagueRefusal(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
-	_, err := r.token.SetUse(t.Context(), r.id, hsm.Disabled())
+	_, err := r.token.SetUse(t.Context(), kek.Info{ID: r.id}, hsm.Disabled())
 	must(t, err)
 	r.edit(t, func(token *hsmtest.FakeToken) {
 		for _, o := range token.Objects {
@@ -114,7 +114,7 @@ func TestSetUseVagueRefusal(t *testing.T) {
 		}
 	})
 	r.faults(t, "C_SetAttributeValue rv=0x5")
-	if _, err := r.token.SetUse(t.Context(), r.id, hsm.Disabled()); err != nil {
+	if _, err := r.token.SetUse(t.Context(), kek.Info{ID: r.id}, hsm.Disabled()); err != nil {
 		t.Errorf("the token does not let go of a right: %v", err)
 	}
 }
@@ -135,7 +135,7 @@ func TestDestroyRefused(t *testing.T) {
 		})
 	}
 	protect(string(r.id), true)
-	err := r.token.Destroy(t.Context(), r.id)
+	err := r.token.Destroy(t.Context(), kek.Info{ID: r.id})
 	if !errors.Is(err, kek.ErrRefused) || !matches("CKA_DESTROYABLE=false.*CKR_ACTION_PROHIBITED", err) || !strings.Contains(hsm.Hint(err), "disabled") {
 		t.Errorf("a KEK with CKA_DESTROYABLE=false: %v, hint %q", err, hsm.Hint(err))
 	}
@@ -144,18 +144,18 @@ func TestDestroyRefused(t *testing.T) {
 	// The KEK goes first; what is left of a destruction is taken by the next.
 	protect(string(r.id), false)
 	protect("/hmac", true)
-	if err := r.token.Destroy(t.Context(), r.id); !errors.Is(err, kek.ErrRefused) {
+	if err := r.token.Destroy(t.Context(), kek.Info{ID: r.id}); !errors.Is(err, kek.ErrRefused) {
 		t.Errorf("an HMAC key that can't be destroyed: %v, want ErrRefused", err)
 	}
 	if r.object(t, string(r.id)) != nil || r.object(t, "/hmac") == nil {
 		t.Error("want the KEK gone and the HMAC key left")
 	}
 	protect("/hmac", false)
-	must(t, r.token.Destroy(t.Context(), r.id))
+	must(t, r.token.Destroy(t.Context(), kek.Info{ID: r.id}))
 	if r.object(t, "/hmac") != nil {
 		t.Error("the HMAC key is still there")
 	}
-	if err := r.token.Destroy(t.Context(), r.id); !errors.Is(err, kek.ErrUnknownKey) {
+	if err := r.token.Destroy(t.Context(), kek.Info{ID: r.id}); !errors.Is(err, kek.ErrUnknownKey) {
 		t.Errorf("nothing is left: %v, want ErrUnknownKey", err)
 	}
 	if r.watch.restarted() != 0 {
@@ -169,11 +169,11 @@ func TestDestroyLostAnswer(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	r.faults(t, "C_DestroyObject crash n=1")
-	if err := r.token.Destroy(t.Context(), r.id); !errors.Is(err, kek.ErrUnavailable) {
+	if err := r.token.Destroy(t.Context(), kek.Info{ID: r.id}); !errors.Is(err, kek.ErrUnavailable) {
 		t.Errorf("got %v, want ErrUnavailable", err)
 	}
 	if r.object(t, string(r.id)) == nil {
 		t.Fatal("it was tried again")
 	}
-	must(t, r.token.Destroy(t.Context(), r.id))
+	must(t, r.token.Destroy(t.Context(), kek.Info{ID: r.id}))
 }

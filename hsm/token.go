@@ -209,22 +209,23 @@ func (t *Token) Create(ctx context.Context, id kek.ID) (kek.Info, kek.Mechanism,
 // SetUse changes a key's state on the token, where all nodes read it, and returns
 // the key as read back. The label marks the state. Where the token allows it, the
 // rights to encrypt and decrypt are taken from a key out of use as well, so that
-// other programs are kept from it too.
-func (t *Token) SetUse(ctx context.Context, id kek.ID, use Use) (kek.Info, error) {
+// other programs are kept from it too. seen is the key as Keys returned it.
+func (t *Token) SetUse(ctx context.Context, seen kek.Info, use Use) (kek.Info, error) {
 	var reply wire.SetUseReply
-	req := wire.SetUseRequest{ID: []byte(id), Label: t.cfg.Ring + use.suffix, Usable: use == Enabled()}
+	req := wire.SetUseRequest{ID: []byte(seen.ID), Label: t.cfg.Ring + use.suffix, Usable: use == Enabled()}
 	if _, err := t.do(ctx, wire.OpSetUse, retry, req, nil, &reply); err != nil {
-		return kek.Info{}, fmt.Errorf("change the state of key %s: %w", id, err)
+		return kek.Info{}, fmt.Errorf("change the state of key %s: %w", seen.ID, err)
 	}
 	return describeKey(t.cfg.Ring, reply.Key), nil
 }
 
 // Destroy destroys a KEK and the HMAC key beside it for good, and makes sure that
 // they are gone. It is never tried twice: when the answer is lost, the key may be
-// gone. What was left half done is finished by another call.
-func (t *Token) Destroy(ctx context.Context, id kek.ID) error {
-	if _, err := t.do(ctx, wire.OpDestroy, noRetry, wire.DestroyRequest{ID: []byte(id)}, nil, nil); err != nil {
-		return fmt.Errorf("destroy key %s: %w", id, err)
+// gone. What was left half done is finished by another call. seen is the key as
+// Keys returned it.
+func (t *Token) Destroy(ctx context.Context, seen kek.Info) error {
+	if _, err := t.do(ctx, wire.OpDestroy, noRetry, wire.DestroyRequest{ID: []byte(seen.ID)}, nil, nil); err != nil {
+		return fmt.Errorf("destroy key %s: %w", seen.ID, err)
 	}
 	return nil
 }

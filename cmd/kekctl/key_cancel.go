@@ -46,5 +46,5 @@ func cancelChange() keyChange {
 
 // removeKey destroys a key on the token. What it returns is the key as it was.
 func removeKey(ctx context.Context, s *session, k kek.Info) (kek.Info, error) {
-	return k, s.token.Destroy(ctx, k.ID)
+	return k, s.token.Destroy(ctx, k)
 }

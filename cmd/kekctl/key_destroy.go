@@ -63,7 +63,7 @@ func destroyChange(days int) keyChange {
 			return fmt.Sprintf("Takes key %s out of use, to be purged after %s. Until then kekctl key restore brings it back.", k.KeyID(), day.Format(time.DateOnly))
 		},
 		do: func(ctx context.Context, s *session, k kek.Info) (kek.Info, error) {
-			return s.token.SetUse(ctx, k.ID, hsm.DestroyAfter(day))
+			return s.token.SetUse(ctx, k, hsm.DestroyAfter(day))
 		},
 		done: func(s *session, k kek.Info) string {
 			return fmt.Sprintf("Key %s is out of use within %s. Nothing is destroyed yet: from %s on, kekctl key purge %s does.", k.ID, s.cfg.KeyRing.Refresh, day.Format(time.DateOnly), k.ID)

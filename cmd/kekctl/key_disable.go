@@ -40,7 +40,7 @@ func disableChange() keyChange {
 			return fmt.Sprintf("Disables key %s: no kekd decrypts with it any more. kekctl key enable takes this back.", k.KeyID())
 		},
 		do: func(ctx context.Context, s *session, k kek.Info) (kek.Info, error) {
-			return s.token.SetUse(ctx, k.ID, hsm.Disabled())
+			return s.token.SetUse(ctx, k, hsm.Disabled())
 		},
 		done: func(s *session, k kek.Info) string {
 			return fmt.Sprintf("Key %s is disabled; every kekd refuses it within %s. A kube-apiserver that runs keeps what it has unwrapped until it is restarted.", k.ID, s.cfg.KeyRing.Refresh)

@@ -37,7 +37,7 @@ func enableChange(verb string, from kek.State, other string) keyChange {
 			return fmt.Sprintf("Makes key %s usable again: every kekd decrypts with it.", k.KeyID())
 		},
 		do: func(ctx context.Context, s *session, k kek.Info) (kek.Info, error) {
-			return s.token.SetUse(ctx, k.ID, hsm.Enabled())
+			return s.token.SetUse(ctx, k, hsm.Enabled())
 		},
 		done: func(s *session, k kek.Info) string {
 			return fmt.Sprintf("Key %s is usable again within %s.", k.ID, s.cfg.KeyRing.Refresh)

@@ -104,7 +104,7 @@ func (a *app) revoke(ctx context.Context, name string, yes bool, where nodeFlags
 	}
 	disabled, cancel := context.WithTimeout(ctx, hsmTimeout)
 	defer cancel()
-	if _, err := s.token.SetUse(disabled, key.ID, hsm.Disabled()); err != nil {
+	if _, err := s.token.SetUse(disabled, key, hsm.Disabled()); err != nil {
 		return err
 	}
 	out.Nodes = a.awaitRefusal(ctx, nodes, key, begun, s.cfg.KeyRing.Refresh)

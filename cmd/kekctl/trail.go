@@ -155,7 +155,7 @@ func (t adminToken) Create(ctx context.Context, id kek.ID) (key kek.Info, m kek.
 }
 
 // SetUse is hsm.Token's.
-func (t adminToken) SetUse(ctx context.Context, id kek.ID, use hsm.Use) (key kek.Info, err error) {
+func (t adminToken) SetUse(ctx context.Context, seen kek.Info, use hsm.Use) (key kek.Info, err error) {
 	operation := audit.Schedule
 	switch use {
 	case hsm.Enabled():
@@ -163,8 +163,8 @@ func (t adminToken) SetUse(ctx context.Context, id kek.ID, use hsm.Use) (key kek
 	case hsm.Disabled():
 		operation = audit.Disable
 	}
-	err = t.trail.do(operation, t.keyID(id), func() (string, error) {
-		if key, err = t.Token.SetUse(ctx, id, use); err != nil {
+	err = t.trail.do(operation, t.keyID(seen.ID), func() (string, error) {
+		if key, err = t.Token.SetUse(ctx, seen, use); err != nil {
 			return "", err
 		}
 		return key.KeyID(), nil
@@ -173,8 +173,8 @@ func (t adminToken) SetUse(ctx context.Context, id kek.ID, use hsm.Use) (key kek
 }
 
 // Destroy is hsm.Token's.
-func (t adminToken) Destroy(ctx context.Context, id kek.ID) error {
-	return t.trail.do(audit.Destroy, t.keyID(id), func() (string, error) { return "", t.Token.Destroy(ctx, id) })
+func (t adminToken) Destroy(ctx context.Context, seen kek.Info) error {
+	return t.trail.do(audit.Destroy, t.keyID(seen.ID), func() (string, error) { return "", t.Token.Destroy(ctx, seen) })
 }
 
 // Import is hsm.Token's.

@@ -16,6 +16,7 @@ type Config struct {
 	Log     Log     `yaml:"log"`
 	Audit   Audit   `yaml:"audit"`
 	Tracing Tracing `yaml:"tracing"`
+	Cluster Cluster `yaml:"cluster"`
 	// StateDir is the directory, absolute, where kekd remembers what must survive a
 	// restart: the newest key it published, a latched PIN, the use counts of direct
 	// mode. It is made with mode 0700 if it is missing. No key, seed or PIN
@@ -130,10 +131,45 @@ type KeyPolicy struct {
 	// MinActivationDelay is the least time between the creation of a key beside
 	// others and its activation, 0s to 720h. kekctl refuses less, except to revoke.
 	MinActivationDelay time.Duration `yaml:"minActivationDelay"`
+	// MinDestroyDelay is the least time that a key stays restorable after kekctl key
+	// destroy, 24h to 87600h, in whole days.
+	MinDestroyDelay time.Duration `yaml:"minDestroyDelay"`
 	// Require are attributes that every usable key must have, as the token tells
 	// them: any of sensitive, non-extractable, always-sensitive, never-extractable
 	// and local. An imported key is not local, and was known outside the token.
 	Require []Attribute `yaml:"require"`
+}
+
+// Cluster tells kekctl where the cluster is. kekd does not read it. What is left
+// out kekctl finds out: from kube-apiserver's static pod, the kubeconfig, and the
+// cluster itself.
+type Cluster struct {
+	// Etcd is the cluster's store.
+	Etcd Etcd `yaml:"etcd"`
+	// APIServers are the URLs of all API servers, https://HOST:PORT. Empty takes
+	// those that the cluster lists.
+	APIServers []string `yaml:"apiServers"`
+	// Nodes are the URLs of all kekds' HTTP endpoints, http://HOST:PORT. Empty takes
+	// the kekd pods of the cluster, or this node's kekd if there are none.
+	Nodes []string `yaml:"nodes"`
+	// Resources are those that kube-apiserver encrypts with kekd, spelled as kekctl
+	// inventory does: secrets, widgets.example.com. Empty takes those of the
+	// EncryptionConfiguration.
+	Resources []string `yaml:"resources"`
+}
+
+// Etcd says how to reach etcd.
+type Etcd struct {
+	// Endpoints are the client URLs of all members, all http or all https.
+	Endpoints []string `yaml:"endpoints"`
+	// CA is the file, absolute, with the CA of etcd's certificates.
+	CA string `yaml:"ca"`
+	// Cert is the file, absolute, with kekctl's client certificate for etcd.
+	Cert string `yaml:"cert"`
+	// Key is the file, absolute, with that certificate's key.
+	Key string `yaml:"key"`
+	// Prefix is kube-apiserver's --etcd-prefix.
+	Prefix string `yaml:"prefix"`
 }
 
 // Seeds says how the KEK is used.
@@ -310,7 +346,7 @@ func Default() Config {
 			CallTimeout: 10 * time.Second,
 			Mechanism:   MechanismAuto,
 		},
-		KeyRing: KeyRing{Refresh: 10 * time.Second, Policy: KeyPolicy{Require: []Attribute{}}},
+		KeyRing: KeyRing{Refresh: 10 * time.Second, Policy: KeyPolicy{MinDestroyDelay: 24 * time.Hour, Require: []Attribute{}}},
 		Seeds: Seeds{
 			Mode:       ModeSeeded,
 			MaxAge:     24 * time.Hour,
@@ -332,7 +368,11 @@ func Default() Config {
 			MaxFiles:          100,
 			Forward:           ForwardNone,
 		},
-		Tracing:  Tracing{SampleRatio: 1},
+		Tracing: Tracing{SampleRatio: 1},
+		Cluster: Cluster{
+			Etcd:       Etcd{Endpoints: []string{}},
+			APIServers: []string{}, Nodes: []string{}, Resources: []string{},
+		},
 		StateDir: "/var/lib/kekd",
 	}
 }

@@ -79,6 +79,11 @@ tracing:
   clientKeyFile: /etc/otel/kekd.key
   headersFile: /etc/otel/headers
   sampleRatio: 0.25
+cluster:
+  etcd: {endpoints: ["https://10.0.0.1:2379", "https://10.0.0.2:2379"], ca: /etcd/ca.crt, cert: /etcd/c.crt, key: /etcd/c.key, prefix: /registry}
+  apiServers: ["https://10.0.0.1:6443"]
+  nodes: ["http://10.0.0.1:8780", "http://10.0.0.2:8780"]
+  resources: [secrets, widgets.example.com]
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -94,7 +99,7 @@ tracing:
 		},
 		KeyRing: KeyRing{
 			Label: "A.b_c-9", Refresh: 100 * time.Millisecond, Primary: "00ff",
-			Policy: KeyPolicy{MaxAge: 2160 * time.Hour, MinActivationDelay: 90 * time.Second, Require: []Attribute{Local, NeverExtractable}},
+			Policy: KeyPolicy{MaxAge: 2160 * time.Hour, MinActivationDelay: 90 * time.Second, MinDestroyDelay: 24 * time.Hour, Require: []Attribute{Local, NeverExtractable}},
 		},
 		Seeds:  Seeds{Mode: ModeDirect, MaxAge: 720 * time.Hour, MaxUses: 1 << 32, CacheSize: 1},
 		Health: Health{ProbeInterval: 5 * time.Minute},
@@ -106,6 +111,15 @@ tracing:
 		Tracing: Tracing{
 			Endpoint: "https://collector.example:4317", AllowPlaintext: true, CAFile: "/etc/otel/ca.pem",
 			ClientCertificateFile: "/etc/otel/kekd.pem", ClientKeyFile: "/etc/otel/kekd.key", HeadersFile: "/etc/otel/headers", SampleRatio: 0.25,
+		},
+		Cluster: Cluster{
+			Etcd: Etcd{
+				Endpoints: []string{"https://10.0.0.1:2379", "https://10.0.0.2:2379"},
+				CA:        "/etcd/ca.crt", Cert: "/etcd/c.crt", Key: "/etcd/c.key", Prefix: "/registry",
+			},
+			APIServers: []string{"https://10.0.0.1:6443"},
+			Nodes:      []string{"http://10.0.0.1:8780", "http://10.0.0.2:8780"},
+			Resources:  []string{"secrets", "widgets.example.com"},
 		},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -138,7 +152,7 @@ func TestParseProblems(t *testing.T) {
 		{"second document", "+---\nhsm: {}\n", []string{`a second YAML document begins at line 7; keep one`}},
 		{"trailing garbage", "+---\n}\n", []string{`the file is not valid YAML: line 7: did not find expected node content`}},
 		{"unknown section", "+sockets: {}\n", []string{
-			`sockets: unknown field (line 7); known here: socket, http, hsm, keyRing, seeds, health, log, audit, tracing, stateDir`}},
+			`sockets: unknown field (line 7); known here: socket, http, hsm, keyRing, seeds, health, log, audit, tracing, cluster, stateDir`}},
 		{"ratio no number", "+tracing: {sampleRatio: all}\n", []string{`tracing.sampleRatio: must be a number, got "all" (line 7)`}},
 		{"ratio NaN", "+tracing: {sampleRatio: .nan}\n", []string{`tracing.sampleRatio: must be 0 to 1, got NaN (line 7); write 0.01 for one request in a hundred`}},
 		{"unknown field", "+http: {addr: x}\n", []string{`http.addr: unknown field (line 7); known here: address, allowRemote`}},
@@ -256,6 +270,13 @@ func TestValidate(t *testing.T) {
 		{"ring label 128 bytes", func(c *Config) { c.KeyRing.Label = long[:128] }, `keyRing.label: must be a letter or digit, then up to 126 letters, digits, dots, underscores and hyphens, got "` + long[:128] + `"; choose another label`},
 		{"policy age", func(c *Config) { c.KeyRing.Policy.MaxAge = -time.Second }, `keyRing.policy.maxAge: must be 0s to 87600h, got -1s`},
 		{"policy delay", func(c *Config) { c.KeyRing.Policy.MinActivationDelay = 721 * time.Hour }, `keyRing.policy.minActivationDelay: must be 0s to 720h, got 721h`},
+		{"destroy delay", func(c *Config) { c.KeyRing.Policy.MinDestroyDelay = time.Hour }, `keyRing.policy.minDestroyDelay: must be 24h to 87600h, got 1h`},
+		{"mixed etcd", func(c *Config) { c.Cluster.Etcd.Endpoints = []string{"https://a:1", "http://b:2"} }, `cluster.etcd.endpoints[1]: must use https as the first endpoint does, got "http://b:2"; use http for all, or https for all`},
+		{"etcd with a path", func(c *Config) { c.Cluster.Etcd.Endpoints = []string{"https://a:1/x"} }, `cluster.etcd.endpoints[0]: must be http or https://HOST:PORT, got "https://a:1/x"; write it as http://10.0.0.1:PORT`},
+		{"half a pair", func(c *Config) { c.Cluster.Etcd.Key = "/k" }, `cluster.etcd.cert: must be set together with cluster.etcd.key; set both or neither`},
+		{"API server over http", func(c *Config) { c.Cluster.APIServers = []string{"http://a:1"} }, `cluster.apiServers[0]: must be https://HOST:PORT, got "http://a:1"; write it as https://10.0.0.1:PORT`},
+		{"node without a port", func(c *Config) { c.Cluster.Nodes = []string{"http://a"} }, `cluster.nodes[0]: must be http or https://HOST:PORT, got "http://a"; write it as http://10.0.0.1:PORT`},
+		{"resource", func(c *Config) { c.Cluster.Resources = []string{"Secret"} }, `cluster.resources[0]: must be a plural, with a group behind a dot for custom resources, got "Secret"; write it as secrets or widgets.example.com; kekctl inventory lists the names`},
 		{"policy attribute", func(c *Config) { c.KeyRing.Policy.Require = []Attribute{Local, "secret"} }, `keyRing.policy.require[1]: must be one of sensitive, non-extractable, always-sensitive, never-extractable, local, got "secret"`},
 		{"refresh", func(c *Config) { c.KeyRing.Refresh = time.Hour }, `keyRing.refresh: must be 100ms to 10m, got 1h`},
 		{"primary", func(c *Config) { c.KeyRing.Primary = "xyz" }, `keyRing.primary: must be a CKA_ID of 1 to 64 bytes in hexadecimal, got "xyz"; kekctl key list shows the CKA_IDs`},

@@ -22,6 +22,7 @@ var (
 	ringLabel  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,126}$`)
 	envName    = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 	credential = regexp.MustCompile(`^[^/\x00-\x1f\x7f]{1,255}$`)
+	resource   = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
 	printable  = regexp.MustCompile(`^[^\x00-\x1f\x7f]*$`)
 )
 
@@ -49,8 +50,49 @@ func (c Config) problems() Problems {
 	oneOf(&v, "log.format", c.Log.Format, "json", "console")
 	v.audit(c.Audit)
 	v.tracing(c.Tracing)
+	v.cluster(c.Cluster)
 	v.path("stateDir", c.StateDir)
 	return v.problems
+}
+
+func (v *validator) cluster(c Cluster) {
+	v.urls("cluster.etcd.endpoints", c.Etcd.Endpoints, "http", "https")
+	if len(c.Etcd.Endpoints) > 0 {
+		first, _, _ := strings.Cut(c.Etcd.Endpoints[0], "://")
+		for i, e := range c.Etcd.Endpoints {
+			if scheme, _, _ := strings.Cut(e, "://"); scheme != first {
+				v.add(fmt.Sprintf("cluster.etcd.endpoints[%d]", i), "use http for all, or https for all", "must use %s as the first endpoint does, got %q", first, e)
+			}
+		}
+	}
+	for _, f := range []struct{ field, path string }{
+		{"cluster.etcd.ca", c.Etcd.CA}, {"cluster.etcd.cert", c.Etcd.Cert}, {"cluster.etcd.key", c.Etcd.Key}, {"cluster.etcd.prefix", c.Etcd.Prefix},
+	} {
+		if f.path != "" {
+			v.path(f.field, f.path)
+		}
+	}
+	if (c.Etcd.Cert == "") != (c.Etcd.Key == "") {
+		v.add("cluster.etcd.cert", "set both or neither", "must be set together with cluster.etcd.key")
+	}
+	v.urls("cluster.apiServers", c.APIServers, "https")
+	v.urls("cluster.nodes", c.Nodes, "http", "https")
+	for i, r := range c.Resources {
+		if !resource.MatchString(r) {
+			v.add(fmt.Sprintf("cluster.resources[%d]", i), "write it as secrets or widgets.example.com; kekctl inventory lists the names",
+				"must be a plural, with a group behind a dot for custom resources, got %q", r)
+		}
+	}
+}
+
+// urls checks a list of addresses without a path.
+func (v *validator) urls(field string, list []string, schemes ...string) {
+	for i, s := range list {
+		u, err := url.Parse(s)
+		if err != nil || u.Host == "" || !slices.Contains(schemes, u.Scheme) || u.Port() == "" || strings.Trim(u.Path, "/") != "" || u.User != nil || u.RawQuery != "" {
+			v.add(fmt.Sprintf("%s[%d]", field, i), "write it as "+schemes[0]+"://10.0.0.1:PORT", "must be %s://HOST:PORT, got %q", strings.Join(schemes, " or "), s)
+		}
+	}
 }
 
 func (v *validator) audit(a Audit) {
@@ -297,6 +339,7 @@ func (v *validator) keyRing(k KeyRing) {
 	within(v, "keyRing.refresh", k.Refresh, 100*time.Millisecond, 10*time.Minute)
 	within(v, "keyRing.policy.maxAge", k.Policy.MaxAge, 0, 87600*time.Hour)
 	within(v, "keyRing.policy.minActivationDelay", k.Policy.MinActivationDelay, 0, 720*time.Hour)
+	within(v, "keyRing.policy.minDestroyDelay", k.Policy.MinDestroyDelay, 24*time.Hour, 87600*time.Hour)
 	for i, a := range k.Policy.Require {
 		oneOf(v, fmt.Sprintf("keyRing.policy.require[%d]", i), a, Sensitive, NonExtractable, AlwaysSensitive, NeverExtractable, Local)
 	}

@@ -26,6 +26,28 @@ type Status struct {
 	Policy []string `json:"policy,omitempty"`
 	// Token is missing while no worker process has found the token.
 	Token *Token `json:"token,omitempty"`
+	// Node identifies this kekd's state directory, whatever address it is reached
+	// by: 32 hexadecimal digits, drawn when the directory is first used.
+	Node string `json:"node,omitempty"`
+	// UseRecorded is since when this node records which key it uses. What it did
+	// before is not known. Zero where it keeps no record.
+	UseRecorded time.Time `json:"useRecorded,omitzero"`
+	// Refresh is keyRing.refresh, and OutageGrace health.outageGrace, of this node.
+	Refresh     Duration `json:"refresh,omitzero"`
+	OutageGrace Duration `json:"outageGrace,omitzero"`
+}
+
+// Duration is a time.Duration that JSON spells with a unit, as in 1m30s.
+type Duration time.Duration
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(b []byte) error {
+	parsed, err := time.ParseDuration(string(b))
+	*d = Duration(parsed)
+	return err
 }
 
 // Seeds is how the KEK is used now, and the seed cache.
@@ -80,8 +102,12 @@ type Key struct {
 	// Activation is zero for a key that another tool made.
 	Activation time.Time `json:"activation,omitzero"`
 	// DestroyAfter is zero unless the key is scheduled for destruction.
-	DestroyAfter time.Time      `json:"destroyAfter,omitzero"`
-	Attributes   kek.Attributes `json:"attributes"`
+	DestroyAfter time.Time `json:"destroyAfter,omitzero"`
+	// LastUsed is when this node last encrypted under the key, or told
+	// kube-apiserver to, by this node's clock. It may be later than the truth, never
+	// earlier. Zero means not since Status.UseRecorded.
+	LastUsed   time.Time      `json:"lastUsed,omitzero"`
+	Attributes kek.Attributes `json:"attributes"`
 }
 
 // Token is what the HSM says of itself.
