@@ -76,7 +76,8 @@ func (w *Worker) Create(req wire.CreateRequest) (wire.CreateReply, error) {
 }
 
 // addKey runs add, which brings a key of this id onto the token and collects the
-// objects that it makes. When it fails they are destroyed again.
+// objects that it makes. When it fails they are destroyed again, and so is what a
+// failed call has left without giving a handle.
 func (w *Worker) addKey(id kek.ID, add func(made *[]pkcs11.ObjectHandle) (wire.CreateReply, error)) (wire.CreateReply, error) {
 	if existing, err := w.search(id); err != nil {
 		return wire.CreateReply{}, err
@@ -88,16 +89,62 @@ func (w *Worker) addKey(id kek.ID, add func(made *[]pkcs11.ObjectHandle) (wire.C
 	if err == nil {
 		return reply, nil
 	}
-	w.forget(id)
-	for _, o := range made {
-		if undo := w.destroyObject("destroy the new key", o); undo != nil {
-			return wire.CreateReply{}, &wire.Error{
-				Class: wire.ClassRefused, Text: fmt.Sprintf("%v; and the new key could not be removed: %v", err, undo),
-				Hint: fmt.Sprintf("remove the key with CKA_ID %s by the vendor's tool", id),
-			}
+	if _, undo := w.Abandon(wire.AbandonRequest{ID: []byte(id)}); undo != nil {
+		class := wire.ClassToken // another worker may find out
+		if refused(undo) != nil {
+			class = wire.ClassRefused
+		}
+		return wire.CreateReply{}, &wire.Error{
+			Class: class, Text: fmt.Sprintf("%v; and the new key could not be removed: %v", err, undo),
+			Hint: fmt.Sprintf("if the key with CKA_ID %s is on the token, remove it by kekctl key cancel or the vendor's tool", id),
 		}
 	}
 	return wire.CreateReply{}, err
+}
+
+// Abandon destroys what a create or an import of this CKA_ID has left, and makes
+// sure that it is gone. The objects are found by their CKA_ID, since a call that
+// fails gives no handle and may have made them all the same: SoftHSM keeps half a
+// key. Objects of other labels are not touched.
+func (w *Worker) Abandon(req wire.AbandonRequest) (wire.AbandonReply, error) {
+	id := kek.ID(req.ID)
+	w.forget(id)
+	left, err := w.leftOf(id)
+	if err != nil {
+		return wire.AbandonReply{}, err
+	}
+	for _, o := range left {
+		if err := w.destroyObject("destroy the new key", o); err != nil {
+			return wire.AbandonReply{}, err
+		}
+	}
+	again, err := w.leftOf(id)
+	if err == nil && len(again) > 0 {
+		err = &wire.Error{Class: wire.ClassRefused, Text: fmt.Sprintf("the token says that it destroyed key %s, and still has it", id)}
+	}
+	if err == nil {
+		err = w.tokenAnswers() // some modules show an empty token when theirs is gone
+	}
+	return wire.AbandonReply{Removed: len(left)}, err
+}
+
+// leftOf finds the objects of a key that is being made, finished or not.
+func (w *Worker) leftOf(id kek.ID) ([]pkcs11.ObjectHandle, error) {
+	var left []pkcs11.ObjectHandle
+	err := w.onSession("find what is left of key "+id.String(), func(s session) error {
+		left = nil
+		for _, of := range []kek.ID{id, id + hmacSuffix} {
+			for _, label := range []string{w.ring, importLabel(w.ring)} {
+				found, err := w.findUnfinished(s, attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_LABEL, label), attr(pkcs11.CKA_ID, []byte(of)))
+				if err != nil {
+					return err
+				}
+				left = append(left, found...)
+			}
+		}
+		return nil
+	})
+	return left, err
 }
 
 func (w *Worker) generate(text string, mech uint, template []*pkcs11.Attribute, made *[]pkcs11.ObjectHandle) error {
