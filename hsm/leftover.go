@@ -53,23 +53,28 @@ func (t *Token) add(ctx context.Context, op wire.Kind, id kek.ID, req any) (wire
 	if _, err = t.do(ctx, op, noRetry, req, nil, &reply); err == nil {
 		return reply, nil
 	}
-	answer, answered := errors.AsType[*wire.Error](err)
-	if answered && answer.Class != wire.ClassToken {
-		return wire.CreateReply{}, err // the worker has cleaned up, or says that it could not
+	if errors.Is(err, kek.ErrAmbiguous) {
+		return wire.CreateReply{}, err // it was made by somebody else since then
 	}
-	if !answered {
+	answer, answered := errors.AsType[*wire.Error](err)
+	answered = answered && answer.Class != wire.ClassToken
+	if !answered && ctx.Err() != nil {
 		// A worker that is still at it must not make the key after it was looked for.
-		if p := t.sup.current(); p != nil && ctx.Err() != nil {
+		if p := t.sup.current(); p != nil {
 			t.sup.replace(ctx, p, err)
 		}
 	}
-	switch removed, cleanup := t.abandon(ctx, id); {
+	removed, cleanup := t.abandon(ctx, id, answered)
+	switch {
 	case cleanup != nil:
-		return wire.CreateReply{}, &LeftoverError{ID: id, Found: errors.Is(cleanup, kek.ErrRefused), Err: err, Cleanup: cleanup}
+		err = &LeftoverError{ID: id, Found: errors.Is(cleanup, kek.ErrRefused), Err: err, Cleanup: cleanup}
+	case answered: // as good as if the token had refused to make it
 	case removed:
-		return wire.CreateReply{}, fmt.Errorf("%w; what it left on the token was removed", err)
+		err = fmt.Errorf("%w; the key that it left on the token was removed", err)
+	default:
+		err = fmt.Errorf("%w; no key was left on the token", err)
 	}
-	return wire.CreateReply{}, fmt.Errorf("%w; no key was left on the token", err)
+	return wire.CreateReply{}, err
 }
 
 const (
@@ -84,26 +89,24 @@ const (
 )
 
 // abandon removes what a failed create or import has left, and reports whether
-// there was anything. It looks until it has found nothing twice.
-func (t *Token) abandon(ctx context.Context, id kek.ID) (removed bool, err error) {
+// there was anything. It looks twice unless the token has answered.
+func (t *Token) abandon(ctx context.Context, id kek.ID, answered bool) (removed bool, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTime)
 	defer cancel()
 	pause := time.NewTicker(abandonPause)
 	defer pause.Stop()
-	for clean, failed := 0, 0; ; {
+	for looks, failed := 0, 0; ; {
 		var reply wire.AbandonReply
 		_, err := t.do(ctx, wire.OpAbandon, retry, wire.AbandonRequest{ID: []byte(id)}, nil, &reply)
 		switch {
-		case err == nil && reply.Removed == 0:
-			clean++
 		case err == nil:
-			removed = true
+			looks, removed = looks+1, removed || reply.Removed > 0
 		case errors.Is(err, kek.ErrRefused):
 			return removed, err
 		default:
 			failed++
 		}
-		if clean == 2 || failed == abandonTries {
+		if looks == 2 || looks == 1 && answered || failed == abandonTries {
 			return removed, err
 		}
 		select {

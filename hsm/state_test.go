@@ -36,6 +36,26 @@ func (r *rig) state(t *testing.T) (label string, encrypts, decrypts bool) {
 	return string(o.Attributes[pkcs11.CKA_LABEL]), bytes.Equal(o.Attributes[pkcs11.CKA_ENCRYPT], yes), bytes.Equal(o.Attributes[pkcs11.CKA_DECRYPT], yes)
 }
 
+// seen is the rig's key as it is listed.
+func (r *rig) seen(t *testing.T) kek.Info {
+	t.Helper()
+	return seen(t, r.token, r.id)
+}
+
+// seen is a key as it is listed.
+func seen(t *testing.T, token *hsm.Token, id kek.ID) kek.Info {
+	t.Helper()
+	keys, err := token.Keys(t.Context())
+	must(t, err)
+	for _, k := range keys {
+		if k.ID == id {
+			return k
+		}
+	}
+	t.Fatalf("key %s is not listed", id)
+	return kek.Info{}
+}
+
 func matches(pattern string, err error) bool {
 	return err != nil && regexp.MustCompile(pattern).MatchString(err.Error())
 }
@@ -69,10 +89,10 @@ func TestSetUseOnStubbornTokens(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, nil)
-			_, err := r.token.SetUse(t.Context(), kek.Info{ID: r.id}, c.from)
+			_, err := r.token.SetUse(t.Context(), r.seen(t), c.from)
 			must(t, err)
 			r.edit(t, func(token *hsmtest.FakeToken) { token.ReadOnly, token.Deaf = c.readOnly, c.deaf })
-			_, err = r.token.SetUse(t.Context(), kek.Info{ID: r.id}, c.to)
+			_, err = r.token.SetUse(t.Context(), r.seen(t), c.to)
 			switch {
 			case c.want == "":
 				must(t, err)
@@ -95,7 +115,7 @@ func TestSetUseIsDoneAgain(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
 	r.faults(t, "C_SetAttributeValue crash n=1")
-	k, err := r.token.SetUse(t.Context(), kek.Info{ID: r.id}, hsm.Disabled())
+	k, err := r.token.SetUse(t.Context(), r.seen(t), hsm.Disabled())
 	must(t, err)
 	if k.State != kek.Disabled || r.watch.restarted() != 1 {
 		t.Errorf("state %s after %d restarts, want disabled after 1", k.State, r.watch.restarted())
@@ -106,7 +126,7 @@ func TestSetUseIsDoneAgain(t *testing.T) {
 func TestSetUseVagueRefusal(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
-	_, err := r.token.SetUse(t.Context(), kek.Info{ID: r.id}, hsm.Disabled())
+	_, err := r.token.SetUse(t.Context(), r.seen(t), hsm.Disabled())
 	must(t, err)
 	r.edit(t, func(token *hsmtest.FakeToken) {
 		for _, o := range token.Objects {
@@ -114,7 +134,7 @@ func TestSetUseVagueRefusal(t *testing.T) {
 		}
 	})
 	r.faults(t, "C_SetAttributeValue rv=0x5")
-	if _, err := r.token.SetUse(t.Context(), kek.Info{ID: r.id}, hsm.Disabled()); err != nil {
+	if _, err := r.token.SetUse(t.Context(), r.seen(t), hsm.Disabled()); err != nil {
 		t.Errorf("the token does not let go of a right: %v", err)
 	}
 }
@@ -135,7 +155,8 @@ func TestDestroyRefused(t *testing.T) {
 		})
 	}
 	protect(string(r.id), true)
-	err := r.token.Destroy(t.Context(), kek.Info{ID: r.id})
+	seen := r.seen(t)
+	err := r.token.Destroy(t.Context(), seen)
 	if !errors.Is(err, kek.ErrRefused) || !matches("CKA_DESTROYABLE=false.*CKR_ACTION_PROHIBITED", err) || !strings.Contains(hsm.Hint(err), "disabled") {
 		t.Errorf("a KEK with CKA_DESTROYABLE=false: %v, hint %q", err, hsm.Hint(err))
 	}
@@ -144,18 +165,18 @@ func TestDestroyRefused(t *testing.T) {
 	// The KEK goes first; what is left of a destruction is taken by the next.
 	protect(string(r.id), false)
 	protect("/hmac", true)
-	if err := r.token.Destroy(t.Context(), kek.Info{ID: r.id}); !errors.Is(err, kek.ErrRefused) {
+	if err := r.token.Destroy(t.Context(), seen); !errors.Is(err, kek.ErrRefused) {
 		t.Errorf("an HMAC key that can't be destroyed: %v, want ErrRefused", err)
 	}
 	if r.object(t, string(r.id)) != nil || r.object(t, "/hmac") == nil {
 		t.Error("want the KEK gone and the HMAC key left")
 	}
 	protect("/hmac", false)
-	must(t, r.token.Destroy(t.Context(), kek.Info{ID: r.id}))
+	must(t, r.token.Destroy(t.Context(), seen))
 	if r.object(t, "/hmac") != nil {
 		t.Error("the HMAC key is still there")
 	}
-	if err := r.token.Destroy(t.Context(), kek.Info{ID: r.id}); !errors.Is(err, kek.ErrUnknownKey) {
+	if err := r.token.Destroy(t.Context(), seen); !errors.Is(err, kek.ErrUnknownKey) {
 		t.Errorf("nothing is left: %v, want ErrUnknownKey", err)
 	}
 	if r.watch.restarted() != 0 {
@@ -168,12 +189,13 @@ func TestDestroyRefused(t *testing.T) {
 func TestDestroyLostAnswer(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, nil)
+	seen := r.seen(t)
 	r.faults(t, "C_DestroyObject crash n=1")
-	if err := r.token.Destroy(t.Context(), kek.Info{ID: r.id}); !errors.Is(err, kek.ErrUnavailable) {
+	if err := r.token.Destroy(t.Context(), seen); !errors.Is(err, kek.ErrUnavailable) {
 		t.Errorf("got %v, want ErrUnavailable", err)
 	}
 	if r.object(t, string(r.id)) == nil {
 		t.Fatal("it was tried again")
 	}
-	must(t, r.token.Destroy(t.Context(), kek.Info{ID: r.id}))
+	must(t, r.token.Destroy(t.Context(), seen))
 }

@@ -53,7 +53,7 @@ func changeOfState(t *testing.T, f *Fixture) {
 			{hsm.DestroyAfter(day), Ring + "/destroy-after-2031-02-04", kek.Scheduled, "2031-02-04", false},
 			{hsm.Enabled(), Ring, 0, "", true},
 		} {
-			got, err := token.SetUse(t.Context(), kek.Info{ID: id}, step.use)
+			got, err := token.SetUse(t.Context(), keyOf(t, token, id), step.use)
 			must(t, err)
 			for from, k := range map[string]kek.Info{"answer": got, "another process": keyOf(t, f.Open(t), id)} {
 				date := ""
@@ -86,8 +86,9 @@ func changeOfState(t *testing.T, f *Fixture) {
 	if f.ForeignKey == nil {
 		return
 	}
+	one := keyOf(t, token, "\x01")
 	f.ForeignKey(t, Ring, "01")
-	if _, err := token.SetUse(t.Context(), kek.Info{ID: "\x01"}, hsm.Disabled()); !errors.Is(err, kek.ErrAmbiguous) {
+	if _, err := token.SetUse(t.Context(), one, hsm.Disabled()); !errors.Is(err, kek.ErrAmbiguous) {
 		t.Errorf("two keys of one id: %v, want ErrAmbiguous", err)
 	}
 }
@@ -99,12 +100,12 @@ func checkValueAfterEnable(t *testing.T, f *Fixture) {
 	id := NewID(t)
 	made, _, err := token.Create(t.Context(), id)
 	must(t, err)
-	_, err = token.SetUse(t.Context(), kek.Info{ID: id}, hsm.Disabled())
+	_, err = token.SetUse(t.Context(), keyOf(t, token, id), hsm.Disabled())
 	must(t, err)
 	late := f.Open(t) // as kekd that starts now, on another node
 	keyOf(t, late, id)
 	pid := late.WorkerPID()
-	_, err = token.SetUse(t.Context(), kek.Info{ID: id}, hsm.Enabled())
+	_, err = token.SetUse(t.Context(), keyOf(t, token, id), hsm.Enabled())
 	must(t, err)
 	if got := keyOf(t, late, id); got.KeyID() != made.KeyID() {
 		t.Errorf("the key_id is %s, created as %s", got.KeyID(), made.KeyID())
@@ -124,7 +125,8 @@ func destroy(t *testing.T, f *Fixture) {
 		}
 		seed, blob := seal(t, token, keep, m, []byte("aad"))
 		pid := token.WorkerPID()
-		must(t, token.Destroy(t.Context(), kek.Info{ID: id}))
+		seen := keyOf(t, token, id)
+		must(t, token.Destroy(t.Context(), seen))
 		for from, other := range map[string]*hsm.Token{"same": token, "another": f.Open(t)} {
 			keys, err := other.Keys(t.Context())
 			must(t, err)
@@ -137,7 +139,7 @@ func destroy(t *testing.T, f *Fixture) {
 				t.Errorf("%s: wrap in the %s process: %v, want ErrUnknownKey", m, from, err)
 			}
 		}
-		if err := token.Destroy(t.Context(), kek.Info{ID: id}); !errors.Is(err, kek.ErrUnknownKey) {
+		if err := token.Destroy(t.Context(), seen); !errors.Is(err, kek.ErrUnknownKey) {
 			t.Errorf("%s: destroyed again: %v, want ErrUnknownKey", m, err)
 		}
 		if token.WorkerPID() != pid {

@@ -51,55 +51,38 @@ func secretTemplate(label string, id kek.ID) []*pkcs11.Attribute {
 }
 
 // Create makes a KEK with the given CKA_ID and proves it. A key that can't be
-// proven, or that the token made other than it was told, is destroyed again:
-// nothing was ever encrypted under it.
+// proven, or that the token made other than it was told, is refused; Abandon
+// removes it, since nothing was ever encrypted under it.
 func (w *Worker) Create(req wire.CreateRequest) (wire.CreateReply, error) {
 	id := kek.ID(req.ID)
-	return w.addKey(id, func(made *[]pkcs11.ObjectHandle) (wire.CreateReply, error) {
-		if err := w.generate("create the KEK", pkcs11.CKM_AES_KEY_GEN, kekTemplate(w.ring, id), made); err != nil {
-			return wire.CreateReply{}, err
-		}
-		c, err := w.existing(id)
-		if err != nil {
-			return wire.CreateReply{}, err
-		}
-		proof, err := w.proveNew(c, req.Mechanism, made)
-		if err != nil {
-			return wire.CreateReply{}, err
-		}
-		if err := safe(c.key.Attributes); err != nil {
-			return wire.CreateReply{}, err
-		}
-		key, err := w.readBack(id)
-		return wire.CreateReply{Key: key, Proof: proof}, err
-	})
+	if err := w.mustBeNew(id); err != nil {
+		return wire.CreateReply{}, err
+	}
+	if _, err := w.generate("create the KEK", pkcs11.CKM_AES_KEY_GEN, kekTemplate(w.ring, id)); err != nil {
+		return wire.CreateReply{}, err
+	}
+	c, err := w.existing(id)
+	if err != nil {
+		return wire.CreateReply{}, err
+	}
+	proof, err := w.proveNew(c, req.Mechanism)
+	if err != nil {
+		return wire.CreateReply{}, err
+	}
+	if err := safe(c.key.Attributes); err != nil {
+		return wire.CreateReply{}, err
+	}
+	key, err := w.readBack(id)
+	return wire.CreateReply{Key: key, Proof: proof}, err
 }
 
-// addKey runs add, which brings a key of this id onto the token and collects the
-// objects that it makes. When it fails they are destroyed again, and so is what a
-// failed call has left without giving a handle.
-func (w *Worker) addKey(id kek.ID, add func(made *[]pkcs11.ObjectHandle) (wire.CreateReply, error)) (wire.CreateReply, error) {
-	if existing, err := w.search(id); err != nil {
-		return wire.CreateReply{}, err
-	} else if existing != nil {
-		return wire.CreateReply{}, &wire.Error{Class: wire.ClassAmbiguous, Text: fmt.Sprintf("a key with CKA_ID %s exists already", id)}
+// mustBeNew refuses an id that a key of the ring has.
+func (w *Worker) mustBeNew(id kek.ID) error {
+	existing, err := w.search(id)
+	if err == nil && existing != nil {
+		err = &wire.Error{Class: wire.ClassAmbiguous, Text: fmt.Sprintf("a key with CKA_ID %s exists already", id)}
 	}
-	var made []pkcs11.ObjectHandle
-	reply, err := add(&made)
-	if err == nil {
-		return reply, nil
-	}
-	if _, undo := w.Abandon(wire.AbandonRequest{ID: []byte(id)}); undo != nil {
-		class := wire.ClassToken // another worker may find out
-		if refused(undo) != nil {
-			class = wire.ClassRefused
-		}
-		return wire.CreateReply{}, &wire.Error{
-			Class: class, Text: fmt.Sprintf("%v; and the new key could not be removed: %v", err, undo),
-			Hint: fmt.Sprintf("if the key with CKA_ID %s is on the token, remove it by kekctl key cancel or the vendor's tool", id),
-		}
-	}
-	return wire.CreateReply{}, err
+	return err
 }
 
 // Abandon destroys what a create or an import of this CKA_ID has left, and makes
@@ -147,18 +130,16 @@ func (w *Worker) leftOf(id kek.ID) ([]pkcs11.ObjectHandle, error) {
 	return left, err
 }
 
-func (w *Worker) generate(text string, mech uint, template []*pkcs11.Attribute, made *[]pkcs11.ObjectHandle) error {
-	return w.once(text, func(s session) error {
-		o, err := w.module.GenerateKey(s.handle, mech, template)
-		if err == nil {
-			*made = append(*made, o)
-		}
+func (w *Worker) generate(text string, mech uint, template []*pkcs11.Attribute) (o pkcs11.ObjectHandle, err error) {
+	err = w.once(text, func(s session) (err error) {
+		o, err = w.module.GenerateKey(s.handle, mech, template)
 		return err
 	})
+	return o, err
 }
 
 // proveNew proves a new KEK, and gives it an HMAC key where it needs one.
-func (w *Worker) proveNew(c *candidate, mechanism string, made *[]pkcs11.ObjectHandle) (wire.ProveReply, error) {
+func (w *Worker) proveNew(c *candidate, mechanism string) (wire.ProveReply, error) {
 	id := kek.ID(c.key.ID)
 	if _, err := w.remember(id, *c); err != nil {
 		return wire.ProveReply{}, err
@@ -168,10 +149,11 @@ func (w *Worker) proveNew(c *candidate, mechanism string, made *[]pkcs11.ObjectH
 	if !isClass(err, wire.ClassRefused) || !wantsHMAC(mechanism) || w.offers(cbcHMAC) != "" {
 		return proof, err
 	}
-	if err := w.generate("create the HMAC key beside the KEK", pkcs11.CKM_GENERIC_SECRET_KEY_GEN, hmacTemplate(w.ring, id), made); err != nil {
+	hmac, err := w.generate("create the HMAC key beside the KEK", pkcs11.CKM_GENERIC_SECRET_KEY_GEN, hmacTemplate(w.ring, id))
+	if err != nil {
 		return wire.ProveReply{}, err
 	}
-	c.hmac, c.hasHMAC = (*made)[len(*made)-1], true
+	c.hmac, c.hasHMAC = hmac, true
 	if _, err := w.remember(id, *c); err != nil {
 		return wire.ProveReply{}, err
 	}
