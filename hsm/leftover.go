@@ -115,7 +115,7 @@ func (t *Token) abandon(ctx context.Context, id kek.ID, answered bool) (removed 
 		req := wire.AbandonRequest{ID: []byte(id), Keep: !answered && mayBeInUse(id, time.Now())}
 		_, err := t.do(ctx, wire.OpAbandon, retry, req, nil, &reply)
 		switch {
-		case err == nil && req.Keep && reply.Found > 0:
+		case err == nil && reply.Kept:
 			return removed, errInUse
 		case err == nil:
 			looks, removed = looks+1, removed || reply.Found > 0

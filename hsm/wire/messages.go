@@ -116,14 +116,15 @@ func (r *CreateReply) check() error { return r.Proof.check() }
 // whatever of it there is (OpAbandon). It is for ids that were new to the token.
 type AbandonRequest struct {
 	ID []byte `json:"id"`
-	// Keep: what is found is not destroyed.
+	// Keep: nothing is destroyed if a KEK is in the ring.
 	Keep bool `json:"keep,omitempty"`
 }
 
-// AbandonReply tells how many objects were found, and destroyed unless the request
-// says otherwise.
+// AbandonReply tells how many objects were found and destroyed, or that they were
+// kept.
 type AbandonReply struct {
-	Found int `json:"found"`
+	Found int  `json:"found"`
+	Kept  bool `json:"kept,omitempty"`
 }
 
 // ProveRequest asks which mechanism works with a key (OpProve).

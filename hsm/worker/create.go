@@ -96,8 +96,14 @@ func (w *Worker) Abandon(req wire.AbandonRequest) (wire.AbandonReply, error) {
 	if err == nil && len(left) == 0 {
 		err = w.tokenAnswers() // some modules show an empty token when theirs is gone
 	}
-	if err != nil || req.Keep {
-		return wire.AbandonReply{Found: len(left)}, err
+	if err != nil {
+		return wire.AbandonReply{}, err
+	}
+	if req.Keep {
+		c, err := w.search(id)
+		if err != nil || c != nil {
+			return wire.AbandonReply{Found: len(left), Kept: true}, err
+		}
 	}
 	for _, o := range left {
 		if err := w.destroyObject("destroy the new key", o); err != nil {
