@@ -68,10 +68,10 @@ func (a *app) verifyInventory(ctx context.Context, etcd *etcdFlags, kube *kubeFl
 	if err != nil {
 		return fmt.Errorf("after %d objects: %w", out.Read+out.Failed, err)
 	}
-	return a.printVerified(out, how.failures)
+	return a.printReadable(out, how.failures)
 }
 
-func (a *app) printVerified(out verified, file string) error {
+func (a *app) printReadable(out verified, file string) error {
 	err := a.print(out, func(w io.Writer) {
 		row(w, "read", strconv.FormatInt(out.Read, 10))
 		row(w, "failed", strconv.FormatInt(out.Failed, 10))
