@@ -135,7 +135,7 @@ func FuzzManifest(f *testing.F) {
 			t.Errorf("endpoints %q and prefix %q", got.endpoints, got.prefix)
 		}
 		// What it names is checked like a flag's value.
-		got.ca, got.cert, got.key = "", "", ""
+		got.manifest, got.ca, got.cert, got.key = "", "", "", ""
 		store, err := got.open(t.Context())
 		if err == nil {
 			err = store.Close()
