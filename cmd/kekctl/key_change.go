@@ -52,7 +52,7 @@ func newKeyChange(a *app, use, short, long string, guarded bool, change func() (
 	addYes(c, &flags.yes)
 	if guarded {
 		c.Flags().StringVar(&flags.force, "force", "", "do it although etcd holds objects under the key, or could not be asked: the key's CKA_ID `again`")
-		flags.etcd.add(c.Flags())
+		flags.etcd.add(a, c.Flags())
 	}
 	return c
 }

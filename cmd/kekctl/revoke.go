@@ -38,7 +38,7 @@ kekctl key enable takes it back.`,
 	addAdminPIN(a, c.Flags())
 	nodes.add(c.Flags())
 	kube.add(c.Flags())
-	etcd.add(c.Flags())
+	etcd.add(a, c.Flags())
 	return c
 }
 

@@ -59,7 +59,7 @@ says, so that a timer can run it every day.`,
 	c.Flags().StringArrayVar(&r.serverURLs, "apiserver", nil, "`URL` of a kube-apiserver, once for each (default: those that the cluster lists)")
 	r.nodeFlags.add(c.Flags())
 	r.kube.add(c.Flags())
-	r.etcd.add(c.Flags())
+	r.etcd.add(a, c.Flags())
 	r.how.add(c.Flags())
 	return c
 }
@@ -456,7 +456,7 @@ func (r *rotator) retireStep(ctx context.Context, result rewrap.Result) error {
 		return err
 	}
 	for _, k := range ring.Keys {
-		if n, _ := report.Under(k.Ring, k.ID); n == 0 && k.State == kek.Retired {
+		if report.Under(k.Ring, k.ID).None() && k.State == kek.Retired {
 			out.Retirable = append(out.Retirable, retirable{ID: k.ID.String(), KeyID: k.KeyID()})
 			r.step(8, "retire", "nothing in etcd needs %s; when no backup does: kekctl key destroy %s --after 30d", k.KeyID(), k.ID)
 		}
