@@ -175,6 +175,13 @@ func (f Flags) HostPath(inside string) string {
 	return filepath.Join(best.host, strings.TrimPrefix(inside, best.inside))
 }
 
+// MountsFile reports whether a volume of the pod is this very file, and not a directory
+// that holds it.
+func (f Flags) MountsFile(inside string) bool {
+	inside = path.Clean(inside)
+	return slices.ContainsFunc(f.mounts, func(m mount) bool { return m.inside == inside })
+}
+
 // within reports whether a path is dir or below it.
 func within(p, dir string) bool {
 	return p == dir || dir == "/" || strings.HasPrefix(p, dir+"/")
