@@ -28,7 +28,7 @@ func messages() []any {
 
 		new(wire.TokenInfo), new(wire.LoginReply), new(wire.KeysReply), new(wire.CreateReply), new(wire.ProveReply),
 		new(wire.WrapReply), new(wire.SetUseReply), new(wire.ImportState), new(wire.WrappingKey), new(wire.EvidenceReply),
-		new(wire.AuditKeysReply), new(wire.AuditKey), new(wire.AuditSignReply), new(wire.Error),
+		new(wire.AuditKeysReply), new(wire.AuditKey), new(wire.AuditSignReply), new(wire.LabelsReply), new(wire.Error),
 	}
 }
 

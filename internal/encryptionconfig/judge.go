@@ -385,3 +385,13 @@ func resourceProblems(i int, names []string) []Problem {
 }
 
 func overlaps(name string, others []string) bool { return shadowedBy(name, others) != "" }
+
+// Verdict is the worst of all resources and of the file.
+func (c Config) Verdict(socket string) Verdict {
+	v := OK
+	_, problems := c.ResourcesOf(socket)
+	for _, p := range problems {
+		v = worse(v, p.Verdict)
+	}
+	return v
+}
