@@ -10,12 +10,13 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kekd/hsm"
 	"kekd/internal/httpapi"
 	"kekd/internal/kek"
 )
 
 func newKeyCreate(a *app) *cobra.Command {
-	var yes bool
+	var yes, newRing bool
 	var delay time.Duration
 	c := &cobra.Command{
 		Use:   "create",
@@ -35,13 +36,32 @@ must have seen it before.`,
 				return err
 			}
 			return a.keyCreate(cmd.Context(), yes, func(s *session, ring *kek.Ring, ringErr error, keys []kek.Info, now time.Time) (time.Time, error) {
+				if err := a.checkNewRing(ringErr, yes, newRing); err != nil {
+					return time.Time{}, err
+				}
 				return s.planActivation(ring, ringErr, keys, delay, given, now)
 			})
 		},
 	}
 	addYes(c, &yes)
+	c.Flags().BoolVar(&newRing, "new-ring", false, "create the first key of the ring although the token has AES keys under other labels")
 	c.Flags().DurationVar(&delay, "activate-in", 0, "when the key becomes the primary (default 0s where the ring has no primary, else 5m)")
 	return c
+}
+
+// checkNewRing stops a first key that would begin a second ring on the token, where
+// keyRing.label is likely to be mistyped: unless that is wanted, or somebody is there to
+// be asked.
+func (a *app) checkNewRing(ringErr error, yes, newRing bool) error {
+	other, ok := errors.AsType[*hsm.OtherLabelsError](ringErr)
+	switch {
+	case !ok || newRing:
+		return nil
+	case yes:
+		return codeError{exitFailed, fmt.Sprintf("keyRing.label: no key has the label %q, and the token has AES keys under other labels: %s; correct keyRing.label, or pass --new-ring to create a second ring", other.Ring, other.List())}
+	}
+	a.note("The token has AES keys under other labels: %s. This creates a second ring, %q. Is keyRing.label right?", other.List(), other.Ring)
+	return nil
 }
 
 // addYes adds the flag that every command has which asks.
