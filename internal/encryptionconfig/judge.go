@@ -222,23 +222,15 @@ func (c Config) sameSocket(a, b string) bool {
 // providerProblems are those of the providers of a rule, whatever their order.
 func (c Config) providerProblems(rule Rule, socket string) []Problem {
 	var out []Problem
-	ours := 0
 	for _, p := range rule.Providers {
 		if p.KMS == nil {
 			continue
 		}
 		if c.ours(p, socket) {
-			ours++
 			out = append(out, versionProblems(p)...)
 			out = append(out, timeoutProblems(p)...)
 		}
 		out = append(out, c.endpointProblems(p)...)
-	}
-	if ours > 1 {
-		out = append(out, Problem{
-			Verdict: Warn, Text: fmt.Sprintf("this kekd is %d providers of one rule under different names, each with connections of its own", ours),
-			Remedy: "keep the first, and remove another once kekctl inventory finds no object under its name",
-		})
 	}
 	return out
 }
@@ -330,7 +322,8 @@ func (c Config) FileProblems() []Problem {
 	return append(out, c.Source.problems()...)
 }
 
-// twoNames finds a plugin that several rules use, as they must do under several names.
+// twoNames finds a plugin under several names, as several rules must use it: it gets
+// connections, probes and seeds for each.
 func (c Config) twoNames() []Problem {
 	rules := map[string][]string{}
 	var order []string

@@ -3,7 +3,9 @@ package encryptionconfig_test
 import (
 	"errors"
 	"io/fs"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -40,6 +42,31 @@ func TestFind(t *testing.T) {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
+	}
+}
+
+// /var/run is a link to /run.
+func TestLinkedSocket(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	for _, dir := range []string{"run/kekd", "var", "etc"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("../run", filepath.Join(root, "var/run")); err != nil {
+		t.Fatal(err)
+	}
+	text := file([]string{"secrets", strings.Replace(ours, "/run/", "/var/run/", 1)})
+	if err := os.WriteFile(filepath.Join(root, "etc/encryption.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := encryptionconfig.Find(root, "/etc/encryption.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if first, problems := c.ResourcesOf(socket); len(first) != 1 || len(problems) != 0 {
+		t.Errorf("got %q, %v", first, problems)
 	}
 }
 
