@@ -324,5 +324,8 @@ func Hint(err error) string {
 	if e, ok := errors.AsType[*latchedError](err); ok {
 		return e.Hint()
 	}
+	if e, ok := errors.AsType[*OtherLabelsError](err); ok {
+		return e.Hint()
+	}
 	return ""
 }

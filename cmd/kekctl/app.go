@@ -203,6 +203,9 @@ func (s *session) ring(ctx context.Context) (*kek.Ring, []kek.Info, error) {
 		return nil, keys, err
 	}
 	ring, err := hsm.BuildRing(s.cfg.KeyRing.Label, keys, hsm.RingOptions{Now: time.Now(), Published: s.published, Primary: s.primary})
+	if errors.Is(err, kek.ErrNoKey) && len(keys) == 0 {
+		err = hsm.ExplainEmpty(ctx, s.token, s.cfg.KeyRing.Label, err)
+	}
 	if errors.Is(err, kek.ErrAmbiguous) {
 		// A kekd that runs may use any of the candidates, so no state is told of them.
 		ring = nil

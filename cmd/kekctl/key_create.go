@@ -3,18 +3,20 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"kekd/hsm"
 	"kekd/internal/httpapi"
 	"kekd/internal/kek"
 )
 
 func newKeyCreate(a *app) *cobra.Command {
-	var yes bool
+	var yes, newRing bool
 	var delay time.Duration
 	c := &cobra.Command{
 		Use:   "create",
@@ -34,13 +36,26 @@ must have seen it before.`,
 				return err
 			}
 			return a.keyCreate(cmd.Context(), yes, func(s *session, ring *kek.Ring, ringErr error, keys []kek.Info, now time.Time) (time.Time, error) {
+				if err := checkNewRing(ringErr, yes, newRing); err != nil {
+					return time.Time{}, err
+				}
 				return s.planActivation(ring, ringErr, keys, delay, given, now)
 			})
 		},
 	}
 	addYes(c, &yes)
+	c.Flags().BoolVar(&newRing, "new-ring", false, "create the first key of the ring although the token has AES keys under other labels")
 	c.Flags().DurationVar(&delay, "activate-in", 0, "when the key becomes the primary (default 0s where the ring has no primary, else 5m)")
 	return c
+}
+
+// checkNewRing stops a first key that would begin a second ring on the token, where
+// keyRing.label is likely to be mistyped: unless that is wanted, or somebody is asked.
+func checkNewRing(ringErr error, yes, newRing bool) error {
+	if other, ok := errors.AsType[*hsm.OtherLabelsError](ringErr); ok && yes && !newRing {
+		return codeError{exitFailed, fmt.Sprintf("keyRing.label: no key has the label %q, and the token has AES keys under other labels: %s; correct keyRing.label, or pass --new-ring to create a second ring", other.Ring, other.List())}
+	}
+	return nil
 }
 
 // addYes adds the flag that every command has which asks.
@@ -88,16 +103,19 @@ func (a *app) addKey(ctx context.Context, s *session, yes bool, plan planner, wh
 	if err != nil {
 		return kek.Info{}, 0, err
 	}
-	ring, keys, err := s.ring(ctx)
-	if err != nil && !isAny(err, kek.ErrNoKey, kek.ErrRevoked, kek.ErrRefused, kek.ErrAmbiguous) {
-		return kek.Info{}, 0, err
+	ring, keys, ringErr := s.ring(ctx)
+	if ringErr != nil && !isAny(ringErr, kek.ErrNoKey, kek.ErrRevoked, kek.ErrRefused, kek.ErrAmbiguous) {
+		return kek.Info{}, 0, ringErr
 	}
-	activation, err := plan(s, ring, err, s.withPublished(keys), time.Now())
+	activation, err := plan(s, ring, ringErr, s.withPublished(keys), time.Now())
 	if err != nil {
 		return kek.Info{}, 0, err
 	}
 	a.note("%s on token %q (serial %s), ring %q, beside %d other(s); it becomes the primary at %s.",
 		what, token.Label, token.Serial, s.cfg.KeyRing.Label, len(keys), activation.UTC().Format(time.RFC3339))
+	if other, ok := errors.AsType[*hsm.OtherLabelsError](ringErr); ok {
+		a.note("The token has AES keys under other labels: %s. This creates a second ring, %q.", other.List(), other.Ring)
+	}
 	if err := a.confirm(yes); err != nil {
 		return kek.Info{}, 0, err
 	}
@@ -116,7 +134,7 @@ func (a *app) addKey(ctx context.Context, s *session, yes bool, plan planner, wh
 // printCreated prints a new key.
 func (a *app) printCreated(key kek.Info, mechanism kek.Mechanism) error {
 	one := httpapi.NewKeyRing(&kek.Ring{Label: key.Ring, Keys: []kek.Info{key}}, time.Now()).Keys[0]
-	one.Mechanism = mechanism.String()
+	one.Mechanism, one.Proven = mechanism.String(), true
 	return a.print(one, func(w io.Writer) { createdRows(w, key, mechanism) })
 }
 

@@ -6,7 +6,6 @@ import (
 	"io"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -107,7 +106,7 @@ func (s *session) listing(ctx context.Context) (*kek.Ring, keyListing, error) {
 	for i, k := range shown.Keys {
 		if ring.Keys[i].State.Decrypts() {
 			if m, err := s.token.Try(ctx, ring.Keys[i].ID); err == nil {
-				k.Mechanism = m.String()
+				k.Mechanism, k.Proven = m.String(), true
 			}
 		}
 		out.Keys = append(out.Keys, listedKey{Key: k})
@@ -166,27 +165,5 @@ func shortAge(d time.Duration) string {
 	return fmt.Sprintf("%s%ds", sign, d/time.Second)
 }
 
-// attributes names what an operator should know of a key, the unsafe in capitals.
-func attributes(at kek.Attributes) string {
-	var words []string
-	for _, f := range []struct {
-		value   *bool
-		yes, no string
-	}{
-		{at.Encrypt, "encrypt", ""},
-		{at.Decrypt, "decrypt", ""},
-		{at.Sensitive, "sensitive", "NOT-SENSITIVE"},
-		{at.Extractable, "EXTRACTABLE", "non-extractable"},
-		{at.NeverExtractable, "never-extractable", ""},
-		{at.Local, "local", ""},
-	} {
-		switch {
-		case f.value == nil:
-		case *f.value && f.yes != "":
-			words = append(words, f.yes)
-		case !*f.value && f.no != "":
-			words = append(words, f.no)
-		}
-	}
-	return strings.Join(words, ",")
-}
+// attributes names what an operator should know of a key.
+func attributes(at kek.Attributes) string { return at.Summary() }

@@ -107,7 +107,8 @@ func newRoot(a *app) *cobra.Command {
 	addAdminPIN(a, key.PersistentFlags())
 	pin := group("pin", "Deal with a PIN that the token refused", newPINUnlatch(a))
 	cfg := group("config", "Work on the configuration", newConfigCheck(a))
-	root.AddCommand(key, pin, cfg, newAudit(a), newStatus(a), newDoctor(a), newInventory(a), newRotate(a), newRewrap(a), newRevoke(a), newVerify(a), newVersion(a))
+	apiserver := group("apiserver", "Look at how the kube-apiserver of this node encrypts", newAPIServerCheck(a))
+	root.AddCommand(key, pin, cfg, apiserver, newAudit(a), newStatus(a), newDoctor(a), newInventory(a), newRotate(a), newRewrap(a), newRevoke(a), newVerify(a), newVersion(a))
 	return root
 }
 

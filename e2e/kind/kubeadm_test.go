@@ -144,6 +144,9 @@ func (c *cluster) install(t *testing.T, image string) {
 	c.configure(t, addKekd(t))
 	c.apiserver(t, node, "kubeadm-apiserver")
 	c.step(t, node, "kubeadm-check")
+	if out := c.step(t, node, "kubeadm-apiserver-check"); !strings.Contains(out, "identity is left in place") {
+		t.Errorf("kekctl apiserver check does not warn of identity:\n%s", out)
+	}
 }
 
 // TestKubeadm takes a running cluster through all that docs/install.md has for

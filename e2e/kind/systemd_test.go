@@ -30,6 +30,7 @@ func TestSystemd(t *testing.T) {
 	c.configure(t, addKekd(t))
 	c.apiserver(t, node, "kubeadm-apiserver")
 	c.step(t, node, "kubeadm-check")
+	c.step(t, node, "kubeadm-apiserver-check")
 	c.put(t, "systemd")
 	if v := c.stored(t, "systemd"); !strings.HasPrefix(v, encrypted) {
 		t.Errorf("etcd has %.40q", v)

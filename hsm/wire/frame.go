@@ -56,6 +56,7 @@ const (
 	OpAuditCreate
 	OpAuditSign
 	OpAbandon
+	OpLabels
 	OpClose
 	ReplyOK
 	ReplyError
@@ -64,7 +65,7 @@ const (
 // String returns the operation as logs and metrics spell it.
 func (k Kind) String() string {
 	names := [...]string{"", "load", "login", "keys", "create", "prove", "wrap", "unwrap", "set-use", "destroy",
-		"import-state", "import-begin", "import", "import-abort", "evidence", "audit-keys", "audit-create", "audit-sign", "abandon", "close", "ok", "error"}
+		"import-state", "import-begin", "import", "import-abort", "evidence", "audit-keys", "audit-create", "audit-sign", "abandon", "labels", "close", "ok", "error"}
 	if int(k) < len(names) && k > 0 {
 		return names[k]
 	}

@@ -97,6 +97,21 @@ type KeysReply struct {
 	Keys []Key `json:"keys"`
 }
 
+// Bounds of a LabelsReply.
+const (
+	// MaxLabels is how many labels are listed.
+	MaxLabels = 20
+	// MaxLabel is how many characters of each.
+	MaxLabel = 64
+)
+
+// LabelsReply lists the labels of AES keys that are not of the ring (OpLabels).
+type LabelsReply struct {
+	Labels []string `json:"labels,omitempty"`
+	// More is how many labels there are beside these.
+	More int `json:"more,omitempty"`
+}
+
 // CreateRequest asks for a new KEK with this CKA_ID (OpCreate).
 type CreateRequest struct {
 	ID []byte `json:"id"`

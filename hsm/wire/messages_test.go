@@ -31,7 +31,7 @@ func messages() []any {
 		new(wire.WrapReply), new(wire.SetUseReply), new(wire.ImportState), new(wire.WrappingKey), new(wire.EvidenceReply),
 		new(wire.AuditKeysReply), new(wire.AuditKey), new(wire.AuditSignReply), new(wire.Error),
 
-		new(wire.AbandonRequest), new(wire.AbandonReply),
+		new(wire.AbandonRequest), new(wire.AbandonReply), new(wire.LabelsReply),
 	}
 }
 

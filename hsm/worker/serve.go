@@ -142,6 +142,9 @@ func (w *Worker) dispatch(f wire.Frame) (meta any, sec secret.Bytes, err error) 
 	case wire.OpAuditKeys:
 		keys, err := w.AuditKeys()
 		return wire.AuditKeysReply{Keys: keys}, nil, err
+	case wire.OpLabels:
+		reply, err := w.Labels()
+		return reply, nil, err
 	case wire.OpAuditCreate:
 		return decoded(f, w.AuditCreate)
 	case wire.OpAuditSign:

@@ -19,7 +19,7 @@ var (
 	failures      = []codes.Code{codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Internal}
 	hsmOperations = []string{
 		"load", "login", "keys", "create", "prove", "probe", "wrap", "unwrap", "set-use", "destroy",
-		"import-state", "import-begin", "import", "import-abort", "evidence", "audit-keys", "audit-create", "audit-sign", "abandon", "close",
+		"import-state", "import-begin", "import", "import-abort", "evidence", "audit-keys", "audit-create", "audit-sign", "abandon", "labels", "close",
 	}
 	hsmResults     = []string{"ok", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup", "changed", "timeout", "canceled", "unavailable"}
 	opResults      = append(slices.Clone(hsmResults), verify)

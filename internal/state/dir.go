@@ -54,26 +54,6 @@ func Open(path string) (*Dir, error) {
 	return d, nil
 }
 
-// check refuses what is no directory of ours alone.
-func check(path string) error {
-	info, err := os.Stat(path)
-	if err != nil {
-		return fmt.Errorf("check the state directory: %w", err)
-	}
-	if !info.IsDir() {
-		return fmt.Errorf("check the state directory: %s is not a directory; set stateDir to one", path)
-	}
-	if info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("check the state directory: %s is writable by group or others (mode %04o); run chmod 0700 %s",
-			path, info.Mode().Perm(), path)
-	}
-	if stat, ok := info.Sys().(*syscall.Stat_t); ok && stat.Uid != 0 && int(stat.Uid) != os.Geteuid() {
-		return fmt.Errorf("check the state directory: %s belongs to user %d; run this as that user, or chown %d %s",
-			path, stat.Uid, os.Geteuid(), path)
-	}
-	return nil
-}
-
 func create(path string) (file, error) {
 	// Whoever could plant a link in the directory could replace the state itself;
 	// O_NOFOLLOW costs nothing all the same.

@@ -258,3 +258,38 @@ func TestConcurrentSaves(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// A program that only looks makes nothing: no directory, no spare.
+func TestOpenExisting(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "state")
+	if _, err := OpenExisting(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a missing directory: got %v", err)
+	}
+	if _, err := Inspect(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a missing directory: got %v", err)
+	}
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d, err := OpenExisting(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found, err := d.Load("none", new(int)); found || err != nil {
+		t.Errorf("nothing is kept: got %v, %v", found, err)
+	}
+	if files, err := os.ReadDir(path); err != nil || len(files) != 0 {
+		t.Errorf("the directory has %v, %v", files, err)
+	}
+	found, err := Inspect(path)
+	if want := (Inspection{UID: os.Geteuid(), Mode: 0o700}); found != want || err != nil {
+		t.Errorf("got %+v, %v, want %+v", found, err, want)
+	}
+	if err := os.Chmod(path, 0o770); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := Inspect(path); err == nil || found.Mode != 0o770 {
+		t.Errorf("a directory that the group can write to: got %+v, %v", found, err)
+	}
+}
