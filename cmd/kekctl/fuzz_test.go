@@ -75,9 +75,9 @@ func checkNodeURL(t *testing.T, s string) {
 		}
 		return
 	}
-	again, err := namedNode(n.url)
-	if err != nil || again.url != n.url || n.name == "" || strings.Contains(n.url, "@") {
-		t.Errorf("namedNode(%q) is %q at %q, and of that %q, %v", s, n.name, n.url, again.url, err)
+	again, err := namedNode(n.URL())
+	if err != nil || again.URL() != n.URL() || n.Name() == "" || strings.Contains(n.URL(), "@") {
+		t.Errorf("namedNode(%q) is %q at %q, and of that %q, %v", s, n.Name(), n.URL(), again.URL(), err)
 	}
 }
 

@@ -15,6 +15,11 @@ import (
 	"kekd/internal/kek"
 )
 
+// missing reports whether there is a finding about all of these witnesses already.
+func (w Witnesses) missing(witness string) bool {
+	return slices.ContainsFunc(w.Missing, func(f Finding) bool { return f.Witness == witness })
+}
+
 // askToken reads the ring. The key must be there, and not do what it must not.
 func askToken(ctx context.Context, w Witnesses, q Question, e *Evidence) (Finding, *kek.Ring) {
 	f := Finding{Witness: "token", Verdict: Unknown}
@@ -72,6 +77,7 @@ func (e *Evidence) addNodes(w Witnesses, q Question, reports []nodes.Report, now
 		e.Findings = append(e.Findings, f)
 	}
 	switch {
+	case known == 0 && w.missing("nodes"):
 	case known == 0:
 		e.Findings = append(e.Findings, Finding{Witness: "nodes", Verdict: Unknown, Detail: "no kekd is known; name every kekd with --node or cluster.nodes"})
 	case known < len(w.APIServers):
@@ -80,6 +86,11 @@ func (e *Evidence) addNodes(w Witnesses, q Question, reports []nodes.Report, now
 	case known < w.Kekds:
 		e.Findings = append(e.Findings, Finding{Witness: "nodes", Verdict: Unknown,
 			Detail: fmt.Sprintf("the cluster runs %d kekds and only %d were asked; name every kekd with --node or cluster.nodes", w.Kekds, known)})
+	}
+	if servers := len(w.APIServers); servers > 0 && known > servers {
+		// The cluster stops listing an API server that has not reported for some seconds.
+		e.Findings = append(e.Findings, Finding{Witness: "apiservers", Verdict: Unknown,
+			Detail: fmt.Sprintf("%d kekds and only %d API servers are known; name every API server with --apiserver or cluster.apiServers", known, servers)})
 	}
 	if q.Pending {
 		e.Until = q.Key.Activation.Add(-j.refresh - pendingMargin - j.ahead)
@@ -179,10 +190,17 @@ func askServer(ctx context.Context, s APIServer) serverReport {
 // addServers judges what the API servers say.
 func (e *Evidence) addServers(w Witnesses, q Question, answers []serverReport, reports []nodes.Report) {
 	if len(answers) == 0 {
+		if w.missing("apiservers") {
+			return
+		}
 		e.Findings = append(e.Findings, Finding{Witness: "apiservers", Verdict: Unknown, Detail: "none is known; give --kubeconfig, or --apiserver for each"})
 		return
 	}
 	the, ours := hashes(q, reports)
+	if len(answers) < w.Listed {
+		e.Findings = append(e.Findings, Finding{Witness: "apiservers", Verdict: Unknown,
+			Detail: fmt.Sprintf("the cluster lists %d and only %d are named; name every one with --apiserver or cluster.apiServers", w.Listed, len(answers))})
+	}
 	for i, a := range answers {
 		f := server(a, the, ours)
 		f.Witness = "apiserver " + w.APIServers[i].Name()
