@@ -264,7 +264,7 @@ func server(a serverReport, the, ours map[string]bool) Finding {
 	}
 	switch {
 	case a.use.Problem != "":
-		return Finding{Verdict: Unknown, Detail: "is not healthy: " + oneLine(errors.New(a.use.Problem))}
+		return Finding{Verdict: Unknown, Detail: "is not healthy: " + nodes.Line(a.use.Problem)}
 	case len(others) == 0:
 		return Finding{Verdict: Unknown, Detail: "none of its KMS providers has answered yet"}
 	case !mine:
@@ -298,7 +298,7 @@ func askEtcd(ctx context.Context, w Witnesses, q Question) Finding {
 		parts = append(parts, fmt.Sprintf("%d kms:v2 objects cannot be parsed or have no listed key_id, and may be under it; kekctl inventory names them", unclear))
 	}
 	if len(parts) > 0 {
-		f.Verdict, f.Detail = Used, oneLine(errors.New(strings.Join(parts, "; ")))
+		f.Verdict, f.Detail = Used, nodes.Line(strings.Join(parts, "; "))
 		return f
 	}
 	f.Verdict, f.Detail = Unused, fmt.Sprintf("no object of %d is encrypted under it", report.Objects)
@@ -330,4 +330,4 @@ func clock(ahead time.Duration) string {
 
 func ago(d time.Duration) string { return d.Round(time.Second).String() }
 
-func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+func oneLine(err error) string { return nodes.Line(err.Error()) }

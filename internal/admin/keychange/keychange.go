@@ -140,6 +140,8 @@ type machine struct {
 	witnesses evidence.Witnesses
 	evidence  evidence.Evidence
 	key       kek.Info
+	// repeat: something is overruled, so the administrator must name the key again.
+	repeat bool
 	// called: the token was asked to change the key.
 	called bool
 	result Result
@@ -183,12 +185,15 @@ func (m *machine) schedule() error {
 	if m.Days > 0 {
 		m.day = now.Add(asked + day - 1).Truncate(day)
 	}
-	if asked < m.MinDestroyDelay && !m.Force {
-		return &Refused{
-			Text: fmt.Sprintf("--after: must be at least %dd (keyRing.policy.minDestroyDelay), got %dd", (m.MinDestroyDelay+day-1)/day, m.Days),
-			hint: fmt.Sprintf("--force %s overrules that", m.key.ID),
-		}
+	if asked >= m.MinDestroyDelay {
+		return nil
 	}
+	why := fmt.Sprintf("--after: must be at least %dd (keyRing.policy.minDestroyDelay), got %dd", (m.MinDestroyDelay+day-1)/day, m.Days)
+	if !m.Force {
+		return &Refused{Text: why, hint: fmt.Sprintf("--force %s overrules that", m.key.ID)}
+	}
+	m.repeat = true
+	m.Asker.Note("kekctl: warning: --force overrules: " + why)
 	return nil
 }
 
@@ -219,7 +224,7 @@ func (m *machine) weigh(ctx context.Context) (step, error) {
 			return nil, m.refuse(e)
 		}
 		m.Asker.Note(fmt.Sprintf("kekctl: warning: --force overrules:%s", lines(against)))
-		m.result.Overruled = against
+		m.result.Overruled, m.repeat = against, true
 		return m.agree, nil
 	}
 }
@@ -260,7 +265,7 @@ func (m *machine) refuse(e evidence.Evidence) error {
 func (m *machine) agree(ctx context.Context) (step, error) {
 	m.Asker.Note(m.Verb.plan(m.key, m.day))
 	ask := m.Asker.Confirm
-	if len(m.result.Overruled) > 0 {
+	if m.repeat {
 		ask = func(ctx context.Context) error { return m.Asker.Repeat(ctx, m.key.ID.String()) }
 	}
 	if err := ask(ctx); err != nil {
