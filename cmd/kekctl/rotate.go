@@ -458,7 +458,7 @@ func (r *rotator) retireStep(ctx context.Context, result rewrap.Result) error {
 		return err
 	}
 	for _, k := range ring.Keys {
-		if n, _ := report.Under(k.Ring, k.ID); n == 0 && k.State == kek.Retired {
+		if report.Under(k.Ring, k.ID).None() && k.State == kek.Retired {
 			out.Retirable = append(out.Retirable, retirable{ID: k.ID.String(), KeyID: k.KeyID()})
 			r.step(8, "retire", "nothing in etcd needs %s; when no backup does: kekctl key destroy %s --after 30d", k.KeyID(), k.ID)
 		}
