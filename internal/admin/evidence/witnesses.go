@@ -202,7 +202,7 @@ func (e *Evidence) addServers(w Witnesses, q Question, answers []serverReport, r
 			Detail: fmt.Sprintf("the cluster lists %d and only %d are named; name every one with --apiserver or cluster.apiServers", w.Listed, len(answers))})
 	}
 	for i, a := range answers {
-		f := server(a, the, ours)
+		f := judgeServer(a, the, ours)
 		f.Witness = "apiserver " + w.APIServers[i].Name()
 		e.Findings = append(e.Findings, f)
 	}
@@ -242,7 +242,8 @@ func hashes(q Question, reports []nodes.Report) (the, ours map[string]bool) {
 	return the, ours
 }
 
-func server(a serverReport, the, ours map[string]bool) Finding {
+// judgeServer judges what an API server says; the and ours are hashes.
+func judgeServer(a serverReport, the, ours map[string]bool) Finding {
 	switch {
 	case errors.Is(a.err, cluster.ErrNoKMS):
 		return Finding{Verdict: Unused, Detail: "has no KMS v2 provider"}
