@@ -18,7 +18,7 @@ func newKeyCancel(a *app) *cobra.Command {
 
 It is refused unless every node, every API server and etcd agree that nothing was
 encrypted under the key, and every node's clock is still well before the activation.
-Whoever cannot be asked counts as using the key.`, noDays)
+A witness that cannot be asked counts as using the key.`, noDays)
 }
 
 // noDays is for changes that schedule nothing.

@@ -22,7 +22,7 @@ removes it for good, but not before the date.
 
 It is refused unless every node, every API server and etcd agree that the key is out
 of use, and has been for longer than any of them can lag (somewhat more than a minute
-after a rotation; --wait waits for that). Whoever cannot be asked counts as using the
+after a rotation; --wait waits for that). A witness that cannot be asked counts as using the
 key. Mind the backups of etcd: one that was made while objects were encrypted under
 the key needs it, so let --after be longer than you keep backups.`, func() (int, error) { return parseDays(after) })
 	c.Flags().StringVar(&after, "after", "", "for how many days the key stays restorable, such as 30d, counted to the end of the day (UTC); at least keyRing.policy.minDestroyDelay; required")

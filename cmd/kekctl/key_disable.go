@@ -13,6 +13,6 @@ to decrypt with it within one keyRing.refresh.
 
 It is refused unless every node, every API server and etcd agree that the key is out
 of use, and has been for longer than any of them can lag (somewhat more than a minute
-after a rotation; --wait waits for that). Whoever cannot be asked counts as using the
+after a rotation; --wait waits for that). A witness that cannot be asked counts as using the
 key. The primary cannot be disabled: use kekctl revoke.`, noDays)
 }

@@ -13,5 +13,5 @@ come. Nothing brings it back: what was encrypted under it, in etcd or in a backu
 can never be read again.
 
 It is refused unless every node, every API server and etcd agree that the key is out
-of use. Whoever cannot be asked counts as using the key.`, noDays)
+of use. A witness that cannot be asked counts as using the key.`, noDays)
 }

@@ -1,5 +1,5 @@
-// Package evidence finds out whether a key is out of use. It asks everyone who could
-// use the key, and takes no answer for an answer in the key's favour:
+// Package evidence finds out whether a key is out of use. It asks everyone that could
+// use the key; a witness that does not answer counts as using it:
 //
 //   - the token: is the key there, and what state does the ring give it?
 //   - every node: which key it publishes, when it last used this one, what its clock
@@ -138,8 +138,8 @@ type Etcd interface {
 	Take(ctx context.Context, o inventory.Options) (*inventory.Report, error)
 }
 
-// Witnesses are all who could know of a key's use. Whoever is missing here is
-// reported as unknown.
+// Witnesses are all that could know of a key's use. What is missing here is reported
+// as unknown.
 type Witnesses struct {
 	Token      Token
 	Nodes      []Node

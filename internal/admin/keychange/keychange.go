@@ -170,8 +170,7 @@ func (m *machine) look(ctx context.Context) (step, error) {
 	if !m.Verb.guarded() {
 		return m.agree, nil
 	}
-	m.witnesses = m.Witnesses(ctx)
-	m.witnesses.Token, m.witnesses.Clock = boundedToken{m}, m.Clock
+	m.findWitnesses(ctx)
 	return m.weigh, nil
 }
 
@@ -237,6 +236,11 @@ func witnesses(findings []evidence.Finding) string {
 	return strings.Join(names, ", ")
 }
 
+func (m *machine) findWitnesses(ctx context.Context) {
+	m.witnesses = m.Witnesses(ctx)
+	m.witnesses.Token, m.witnesses.Clock = boundedToken{m}, m.Clock
+}
+
 func (m *machine) gather(ctx context.Context) (evidence.Evidence, error) {
 	return evidence.Gather(ctx, m.witnesses, evidence.Question{Key: m.key, Pending: m.Verb == Cancel})
 }
@@ -298,6 +302,7 @@ func (m *machine) commit(ctx context.Context) (step, error) {
 func (m *machine) recheck(ctx context.Context) (kek.Info, error) {
 	before := m.key
 	if m.Verb.guarded() {
+		m.findWitnesses(ctx) // there may be more of them now
 		e, err := m.gather(ctx)
 		if err != nil {
 			return kek.Info{}, err

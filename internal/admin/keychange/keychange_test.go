@@ -44,26 +44,29 @@ func TestMade(t *testing.T) {
 func TestChecksAgain(t *testing.T) {
 	activates := func(_ *world, _ kek.Info) { time.Sleep(6 * time.Minute) }
 	tests := []struct {
-		name  string
-		verb  Verb
-		begin func(w *world, k kek.Info)
+		name string
+		verb Verb
 		// while happens during the prompt, and in another run while it waits for its turn.
 		while func(w *world, k kek.Info)
 		want  string
 	}{
-		{"the key activates", Cancel, nil, activates, "changed key ID meanwhile: it was pending and is primary now"},
-		{"a node uses it", Cancel, nil, func(w *world, k kek.Info) { w.nodes[0].publishes = k.ID }, "node cp-1: used: encrypts under it"},
-		{"the activation is near", Cancel, nil, func(*world, kek.Info) { time.Sleep(5*time.Minute - 15*time.Second) }, "may encrypt under it in 15s by its clock"},
-		{"restored by another", Purge, nil, func(w *world, _ kek.Info) { w.use(0, hsm.Enabled()) }, "it was scheduled-for-destruction and is retired now"},
-		{"scheduled by another", Disable, nil, func(w *world, _ kek.Info) { w.use(0, hsm.DestroyAfter(time.Now().Add(48*time.Hour))) }, "it was retired and is scheduled-for-destruction now"},
-		{"disabled by another", Destroy, nil, func(w *world, _ kek.Info) { w.use(0, hsm.Disabled()) }, "it was retired and is disabled now"},
-		{"enabled by another", Enable, nil, func(w *world, _ kek.Info) { w.use(0, hsm.Enabled()) }, "it was disabled and is retired now"},
-		{"scheduled for another day", Restore, nil, func(w *world, _ kek.Info) { w.use(0, hsm.DestroyAfter(time.Now().Add(48*time.Hour))) }, "it was scheduled-for-destruction and is scheduled-for-destruction now"},
-		{"purged by another", Restore, nil, func(w *world, _ kek.Info) { w.keys = w.keys[1:] }, "is gone now"},
-		{"purged by another", Purge, nil, func(w *world, _ kek.Info) { w.keys = w.keys[1:] }, "token: unknown: no longer holds the key"},
-		{"an object comes back", Purge, nil, func(w *world, k kek.Info) { w.etcd.secrets[k.KeyID()] = 1 }, "1 objects are encrypted under it"},
-		{"a node goes down", Destroy, nil, func(w *world, _ kek.Info) { w.nodes[0].down = true }, "could not be asked: connection refused"},
-		{"etcd goes down", Disable, nil, func(w *world, _ kek.Info) { w.etcd.err = errors.New("gone") }, "could not be asked: gone"},
+		{"the key activates", Cancel, activates, "changed key ID meanwhile: it was pending and is primary now"},
+		{"a node uses it", Cancel, func(w *world, k kek.Info) { w.nodes[0].publishes = k.ID }, "node cp-1: used: encrypts under it"},
+		{"the activation is near", Cancel, func(*world, kek.Info) { time.Sleep(5*time.Minute - 15*time.Second) }, "may encrypt under it in 15s by its clock"},
+		{"restored by another", Purge, func(w *world, _ kek.Info) { w.use(0, hsm.Enabled()) }, "it was scheduled-for-destruction and is retired now"},
+		{"scheduled by another", Disable, func(w *world, _ kek.Info) { w.use(0, hsm.DestroyAfter(time.Now().Add(48*time.Hour))) }, "it was retired and is scheduled-for-destruction now"},
+		{"disabled by another", Destroy, func(w *world, _ kek.Info) { w.use(0, hsm.Disabled()) }, "it was retired and is disabled now"},
+		{"enabled by another", Enable, func(w *world, _ kek.Info) { w.use(0, hsm.Enabled()) }, "it was disabled and is retired now"},
+		{"scheduled for another day", Restore, func(w *world, _ kek.Info) { w.use(0, hsm.DestroyAfter(time.Now().Add(48*time.Hour))) }, "it was scheduled-for-destruction and is scheduled-for-destruction now"},
+		{"purged by another", Restore, func(w *world, _ kek.Info) { w.keys = w.keys[1:] }, "is gone now"},
+		{"purged by another", Purge, func(w *world, _ kek.Info) { w.keys = w.keys[1:] }, "token: unknown: no longer holds the key"},
+		{"an object comes back", Purge, func(w *world, k kek.Info) { w.etcd.secrets[k.KeyID()] = 1 }, "1 objects are encrypted under it"},
+		{"a node joins, and is behind", Destroy, func(w *world, k kek.Info) {
+			w.nodes = append(w.nodes, &node{w: w, name: "cp-3", id: "c", publishes: k.ID})
+			w.servers = append(w.servers, &server{w: w, name: "https://10.0.0.3:6443"})
+		}, "node cp-3: used: encrypts under it"},
+		{"a node goes down", Destroy, func(w *world, _ kek.Info) { w.nodes[0].down = true }, "could not be asked: connection refused"},
+		{"etcd goes down", Disable, func(w *world, _ kek.Info) { w.etcd.err = errors.New("gone") }, "could not be asked: gone"},
 	}
 	for _, tt := range tests {
 		for _, when := range []string{"prompt", "lock"} {
