@@ -21,7 +21,7 @@ func TestQuery(t *testing.T) {
 		for _, e := range events {
 			must(t, l.RecordWait(t.Context(), e))
 		}
-		_ = l.Close(t.Context()) //nolint:errcheck // nothing signs
+		_ = l.Close(t.Context()) // nothing signs
 	}
 	at := func(minute int, operation, result string) Event {
 		return Event{Time: start.Add(time.Duration(minute) * time.Minute), Operation: operation, Result: result, Called: true, Caller: Caller{PID: int32(minute / 10)}}
