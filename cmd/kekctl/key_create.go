@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -107,9 +106,6 @@ func (a *app) addKey(ctx context.Context, s *session, yes bool, plan planner, wh
 		return kek.Info{}, 0, err
 	}
 	key, mechanism, err := make(ctx, id)
-	if errors.Is(err, kek.ErrUnavailable) {
-		err = fmt.Errorf("%w (the key may exist: kekctl key list shows it)", err)
-	}
 	key.State = kek.Primary
 	if activation.After(time.Now()) {
 		key.State = kek.Pending

@@ -39,7 +39,7 @@ kekctl key enable takes it back.`,
 	addAdminPIN(a, c.Flags())
 	where.add(c.Flags())
 	kube.add(c.Flags())
-	etcd.add(c.Flags())
+	etcd.add(a, c.Flags())
 	return c
 }
 

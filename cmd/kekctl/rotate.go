@@ -61,7 +61,7 @@ says, so that a timer can run it every day.`,
 	c.Flags().StringArrayVar(&r.serverURLs, "apiserver", nil, "`URL` of a kube-apiserver, once for each (default: those that the cluster lists)")
 	r.nodeFlags.add(c.Flags())
 	r.kube.add(c.Flags())
-	r.etcd.add(c.Flags())
+	r.etcd.add(a, c.Flags())
 	r.how.add(c.Flags())
 	return c
 }

@@ -280,8 +280,8 @@ func askEtcd(ctx context.Context, w Witnesses, q Question) Finding {
 	if w.Etcd == nil {
 		return f
 	}
-	f.Witness = "etcd " + w.Etcd.Name()
 	report, err := w.Etcd.Take(ctx, inventory.Options{})
+	f.Witness = "etcd " + w.Etcd.Name() // which it may have found out only now
 	if err != nil {
 		f.Detail = "could not be asked: " + oneLine(err)
 		return f
