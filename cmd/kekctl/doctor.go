@@ -11,6 +11,7 @@ import (
 
 	"kekd/hsm"
 	"kekd/internal/admin/doctor"
+	"kekd/internal/admin/nodes"
 	"kekd/internal/config"
 	"kekd/internal/httpapi"
 	"kekd/internal/setup"
@@ -64,7 +65,7 @@ func (a *app) examine(ctx context.Context, encryptionConfig string) doctor.Repor
 		Open:             a.openForDoctor,
 		Socket:           askSocket,
 		HTTP: func(ctx context.Context, address string) (*httpapi.Status, error) {
-			return localNode(config.Config{HTTP: config.HTTP{Address: address}}).status(ctx)
+			return nodes.Local(address).Status(ctx)
 		},
 		User:     lookupUser,
 		Outsider: outsider,

@@ -116,7 +116,7 @@ func (a *app) addKey(ctx context.Context, s *session, yes bool, plan planner, wh
 	if other, ok := errors.AsType[*hsm.OtherLabelsError](ringErr); ok {
 		a.note("The token has AES keys under other labels: %s. This creates a second ring, %q.", other.List(), other.Ring)
 	}
-	if err := a.confirm(yes); err != nil {
+	if err := a.confirm(ctx, yes); err != nil {
 		return kek.Info{}, 0, err
 	}
 	id, err := kek.NewID(activation, rand.Reader)
