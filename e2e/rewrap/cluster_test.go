@@ -48,7 +48,6 @@ func newCluster(t *testing.T) *cluster {
 	t.Cleanup(func() { _ = client.Close() })
 	c := &cluster{etcd: client, etcdFlags: []string{"--etcd-endpoints", etcd.Endpoint}}
 	c.kekd = harness.NewKekd(t, harness.NewToken(t), harness.KekdOptions{})
-	c.kekd.CreateKey(t, 0)
 	c.kekd.StartReady(t)
 	config := c.encryption(t, kms(provider, c.kekd.Socket), identity)
 	c.good = harness.NewAPIServer(t, etcd, config)

@@ -15,7 +15,6 @@ func TestWrongWriters(t *testing.T) {
 	c.create(t, "many", "secrets", each)
 	c.create(t, "many", "configmaps", each)
 	other := harness.NewKekd(t, harness.NewToken(t), harness.KekdOptions{})
-	other.CreateKey(t, 0)
 	other.StartReady(t)
 	c.rotateKey(t)
 	old := c.stored(t)
