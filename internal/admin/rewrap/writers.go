@@ -281,7 +281,8 @@ func (r *run) describe(s inventory.Standing) string {
 		_, name, _ = strings.Cut(name, ":")
 		return "with " + clean(kind) + ": " + clean(name)
 	case inventory.KMSv2:
-		if r.ours(s) {
+		// A second plugin may have a ring of the same label.
+		if r.ours(s) && (len(r.plan.Providers) == 0 || slices.Contains(r.plan.Providers, s.Provider)) {
 			return "under another key of the ring, " + clean(s.KeyID)
 		}
 		return fmt.Sprintf("with another KMS provider %q (key_id %s)", s.Provider, clean(s.KeyID))
