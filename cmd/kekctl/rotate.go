@@ -13,10 +13,10 @@ import (
 	"kekd/internal/admin/doctor"
 	"kekd/internal/admin/keychange"
 	"kekd/internal/admin/nodes"
+	"kekd/internal/admin/rewrap"
 	"kekd/internal/cluster"
 	"kekd/internal/kek"
 	"kekd/internal/keypolicy"
-	"kekd/internal/rewrap"
 )
 
 func newRotate(a *app) *cobra.Command {
@@ -412,15 +412,18 @@ func (r *rotator) serversStep(ctx context.Context) error {
 // rewrapStep re-encrypts, with the final inventory. It does not ask again.
 func (r *rotator) rewrapStep(ctx context.Context) (rewrap.Result, error) {
 	work := rewrapping{app: r.app, cluster: r.cluster, servers: r.servers, how: r.how, etcd: &r.etcd, yes: true, keyID: r.key.KeyID()}
+	work.readConfig(r.session.cfg)
+	work.succession = nil // this rotation is the one that makes keys
 	result, err := work.run(ctx)
 	if err != nil {
 		return result, err
 	}
 	r.step(6, "rewrap", "%d of %d objects re-encrypted", result.Found-result.Left, result.Found)
 	if result.Left > 0 {
-		for _, o := range result.Objects {
+		for _, o := range result.Shown {
 			r.step(7, "inventory", "%s: %s", plain(o.Key), o.Reason)
 		}
+		r.noteLeft(result)
 		return result, codeError{exitFailed, fmt.Sprintf("%d objects are not under the primary; the old key must stay. Mend them and run kekctl rotate again", result.Left)}
 	}
 	r.step(7, "inventory", "no object stands under an older key")

@@ -111,3 +111,25 @@ func (f *fakeEtcd) Get(ctx context.Context, key string, opts ...clientv3.OpOptio
 	}
 	return resp, nil
 }
+
+// Do answers a transaction of gets at one revision.
+func (f *fakeEtcd) Do(ctx context.Context, op clientv3.Op) (clientv3.OpResponse, error) {
+	if _, ok := ctx.Deadline(); !ok {
+		f.t.Error("a request has no deadline")
+	}
+	_, gets, _ := op.Txn()
+	txn := new(clientv3.TxnResponse)
+	content, size := f.revisions[f.current()], 0
+	for _, get := range gets {
+		found := new(etcdserverpb.RangeResponse)
+		if value, ok := content[string(get.KeyBytes())]; ok {
+			found.Kvs = []*mvccpb.KeyValue{{Key: get.KeyBytes(), Value: []byte(value), ModRevision: f.current()}}
+			size += len(value)
+		}
+		txn.Responses = append(txn.Responses, &etcdserverpb.ResponseOp{Response: &etcdserverpb.ResponseOp_ResponseRange{ResponseRange: found}})
+	}
+	if f.largest > 0 && size > f.largest {
+		return clientv3.OpResponse{}, status.Error(codes.ResourceExhausted, "grpc: received message larger than max")
+	}
+	return txn.OpResponse(), nil
+}

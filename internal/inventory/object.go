@@ -186,3 +186,6 @@ func validate(o *kmstypes.EncryptedObject) error {
 	}
 	return nil
 }
+
+// Standing returns what stands around the object.
+func (o Object) Standing() Standing { return Standing{o.Class, o.Provider, o.KeyID} }

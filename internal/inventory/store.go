@@ -55,6 +55,7 @@ const (
 // reader is what reading needs of etcd's client.
 type reader interface {
 	Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error)
+	Do(ctx context.Context, op clientv3.Op) (clientv3.OpResponse, error)
 }
 
 // Store is where a cluster keeps its objects: its etcd, and those to which
@@ -177,37 +178,36 @@ func (s *source) get(ctx context.Context, key string, opts ...clientv3.OpOption)
 	defer cancel()
 	resp, err := s.kv.Get(ctx, key, opts...)
 	if err != nil {
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-		}
-		remedy := ""
-		if status.Code(err) == codes.Unavailable {
-			// A client certificate that etcd refuses may show as no more than a
-			// broken connection.
-			remedy = "; see that etcd runs there and takes the client certificate"
-		}
-		return nil, fmt.Errorf("read etcd at %s: %w%s", s.endpoint, err, remedy)
+		return nil, s.failed(ctx, err)
 	}
 	return resp, nil
 }
 
+// failed says what went wrong with a request that had this context.
+func (s *source) failed(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	remedy := ""
+	if status.Code(err) == codes.Unavailable {
+		// A client certificate that etcd refuses may show as no more than a
+		// broken connection.
+		remedy = "; see that etcd runs there and takes the client certificate"
+	}
+	return fmt.Errorf("read etcd at %s: %w%s", s.endpoint, err, remedy)
+}
+
 var errNoAnswer = fmt.Errorf("no answer within %v", requestTimeout)
 
-// Object reads one object as it is now; false if there is none. It asks the etcd
-// that kube-apiserver keeps the object's resource in.
-func (s *Store) Object(ctx context.Context, key string) (Object, bool, error) {
-	src := s.sources[0]
+// source returns the etcd that kube-apiserver keeps a key's resource in.
+func (s *Store) source(key string) *source {
 	resource, _ := s.split(key)
 	for _, other := range s.sources[1:] {
 		for _, overridden := range other.resources {
 			if _, plural, _ := strings.Cut(overridden, "/"); plural == resource {
-				src = other
+				return other
 			}
 		}
 	}
-	resp, err := src.get(context.WithValue(ctx, anySize{}, true), key)
-	if err != nil || len(resp.Kvs) == 0 {
-		return Object{}, false, err
-	}
-	return s.object(resp.Kvs[0].Key, resp.Kvs[0].Value, resp.Kvs[0].ModRevision), true, nil
+	return s.sources[0]
 }

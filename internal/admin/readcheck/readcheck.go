@@ -28,7 +28,7 @@ import (
 // Store is the cluster's etcd.
 type Store interface {
 	Visit(ctx context.Context, opts inventory.Options, visit func(inventory.Object) error) (inventory.Pass, error)
-	Object(ctx context.Context, key string) (inventory.Object, bool, error)
+	Read(ctx context.Context, keys []string) (map[string]inventory.Object, error)
 }
 
 // Config says what to read. All fields but Reading are required.
@@ -206,11 +206,11 @@ func (cfg Config) get(ctx context.Context, resource cluster.Served, o inventory.
 // missing: the API server does not find the object. Either it was deleted, or etcd
 // has it and it cannot be reached through the API.
 func (cfg Config) missing(ctx context.Context, o inventory.Object) (outcome, error) {
-	_, there, err := cfg.Store.Object(ctx, o.Key)
+	found, err := cfg.Store.Read(ctx, []string{o.Key})
 	if err != nil {
 		return outcome{}, err
 	}
-	if there {
+	if _, there := found[o.Key]; there {
 		return outcome{object: o, reason: "the API server does not find it, although etcd has it"}, nil
 	}
 	return outcome{object: o, deleted: true}, nil

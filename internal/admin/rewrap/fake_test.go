@@ -3,6 +3,7 @@ package rewrap
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -10,14 +11,19 @@ import (
 	"testing"
 	"time"
 
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	storagemigrationv1 "k8s.io/api/storagemigration/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/metadata"
 	metadatafake "k8s.io/client-go/metadata/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"kekd/internal/cluster"
 	"kekd/internal/inventory"
 	"kekd/internal/kek"
 )
@@ -39,8 +45,7 @@ type fakeCluster struct {
 	objects  []inventory.Object // in the order of their keys
 	revision int64
 
-	kube     *fake.Clientset
-	metadata *metadatafake.FakeMetadataClient
+	kube *fake.Clientset
 
 	// refuse answers a patch in the API server's place, if it returns an error;
 	// attempt counts from 1 for each object.
@@ -48,9 +53,15 @@ type fakeCluster struct {
 	attempts map[string]int
 	// keep: the API server finds nothing stale about the object.
 	keep func(key string) bool
+	// servers are the API servers; the first is the kubeconfig's.
+	servers []*fakeServer
 	// patches are the keys, in order, and times their times.
 	patches []string
 	times   []time.Time
+	// writes are the patches that wrote something, with the server.
+	writes []string
+	// damaged objects cannot be read.
+	damaged map[string]bool
 	notes   []string
 	plan    *Plan
 	// tidied are the migrations that the controller could tidy up behind.
@@ -61,10 +72,11 @@ func newFakeCluster() *fakeCluster {
 	c := &fakeCluster{
 		revision: 100,
 		kube:     fake.NewClientset(),
-		metadata: metadatafake.NewSimpleMetadataClient(runtime.NewScheme()),
+		damaged:  map[string]bool{},
 		attempts: map[string]int{},
 		tidied:   map[string]bool{},
 	}
+	c.serve("https://a:6443", newKeyID)
 	verbs := metav1.Verbs{"get", "list", "patch"}
 	c.kube.Resources = []*metav1.APIResourceList{
 		{GroupVersion: "v1", APIResources: []metav1.APIResource{
@@ -78,11 +90,48 @@ func newFakeCluster() *fakeCluster {
 			{Name: "widgets", Namespaced: true, Verbs: verbs}, {Name: "deployments", Namespaced: true, Verbs: verbs}, {Name: "secrets", Namespaced: true, Verbs: verbs},
 		}},
 	}
-	c.metadata.PrependReactor("patch", "*", func(a clienttesting.Action) (bool, runtime.Object, error) {
-		object, err := c.patch(a.(clienttesting.PatchAction))
+	return c
+}
+
+// fakeServer is an API server that writes what is under anything else as its first
+// provider does.
+type fakeServer struct {
+	name     string
+	metadata *metadatafake.FakeMetadataClient
+	first    inventory.Standing
+}
+
+func (s *fakeServer) Name() string                 { return s.name }
+func (s *fakeServer) Metadata() metadata.Interface { return s.metadata }
+
+func (s *fakeServer) KeyInUse(context.Context) (cluster.KeyUse, error) {
+	return cluster.KeyUse{Providers: []cluster.ProviderUse{{Name: provider, Status: kek.KeyIDHash(newKeyID)}}}, nil
+}
+
+// serve adds an API server that writes under a key_id.
+func (c *fakeCluster) serve(name, keyID string) *fakeServer {
+	s := &fakeServer{name: name, metadata: metadatafake.NewSimpleMetadataClient(runtime.NewScheme()),
+		first: inventory.Standing{Class: inventory.KMSv2, Provider: provider, KeyID: keyID}}
+	s.metadata.PrependReactor("patch", "*", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		object, err := c.patch(s, a.(clienttesting.PatchAction))
 		return true, object, err
 	})
-	return c
+	s.metadata.PrependReactor("get", "*", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		if key := keyOf(a, a.(clienttesting.GetAction).GetName()); c.damaged[key] {
+			return true, nil, apierrors.NewInternalError(errors.New("failed to decrypt DEK"))
+		}
+		return true, new(metav1.PartialObjectMetadata), nil
+	})
+	c.servers = append(c.servers, s)
+	return s
+}
+
+func keyOf(a clienttesting.Action, name string) string {
+	resource := a.GetResource().Resource
+	if group := a.GetResource().Group; strings.Contains(group, ".") {
+		resource += "." + group
+	}
+	return "/registry/" + strings.Join(slices.DeleteFunc([]string{resource, a.GetNamespace(), name}, func(s string) bool { return s == "" }), "/")
 }
 
 // serveMigrations adds StorageVersionMigration. step plays the controller: it is
@@ -149,22 +198,21 @@ func (c *fakeCluster) index(key string) (i int, found bool) {
 	return slices.BinarySearchFunc(c.objects, key, func(o inventory.Object, key string) int { return cmp.Compare(o.Key, key) })
 }
 
-// rewrite writes what stands under another key under the primary.
-func (c *fakeCluster) rewrite(o inventory.Object) {
-	o.Class, o.Provider, o.KeyID = inventory.KMSv2, provider, newKeyID
+// rewrite writes an object as a provider does.
+func (c *fakeCluster) rewrite(o inventory.Object, as inventory.Standing) {
+	o.Class, o.Provider, o.KeyID = as.Class, as.Provider, as.KeyID
 	c.put(o)
 }
 
-func (c *fakeCluster) patch(a clienttesting.PatchAction) (*metav1.PartialObjectMetadata, error) {
-	resource := a.GetResource().Resource
-	if group := a.GetResource().Group; strings.Contains(group, ".") {
-		resource += "." + group
-	}
-	key := "/registry/" + strings.Join(slices.DeleteFunc([]string{resource, a.GetNamespace(), a.GetName()}, func(s string) bool { return s == "" }), "/")
+func (c *fakeCluster) patch(s *fakeServer, a clienttesting.PatchAction) (*metav1.PartialObjectMetadata, error) {
+	key := keyOf(a, a.GetName())
 	c.patches, c.times = append(c.patches, strings.TrimPrefix(key, "/registry/")), append(c.times, time.Now())
 	c.attempts[key]++
 	if string(a.GetPatch()) != "{}" {
 		return nil, fmt.Errorf("the patch is %s", a.GetPatch())
+	}
+	if c.damaged[key] {
+		return nil, apierrors.NewInternalError(errors.New("failed to decrypt DEK"))
 	}
 	if c.refuse != nil {
 		if err := c.refuse(key, c.attempts[key]); err != nil {
@@ -175,8 +223,9 @@ func (c *fakeCluster) patch(a clienttesting.PatchAction) (*metav1.PartialObjectM
 	if !found {
 		return nil, fmt.Errorf("nothing is at %s", key)
 	}
-	if o := c.objects[i]; !o.Under(testRing, testPrimary) && (c.keep == nil || !c.keep(key)) {
-		c.rewrite(o)
+	if o := c.objects[i]; o.Standing() != s.first && (c.keep == nil || !c.keep(key)) {
+		c.writes = append(c.writes, s.name+" "+strings.TrimPrefix(key, "/registry/"))
+		c.rewrite(o, s.first)
 	}
 	return &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{ResourceVersion: strconv.FormatInt(c.objects[i].ModRevision, 10)}}, nil
 }
@@ -188,6 +237,16 @@ func (c *fakeCluster) Visit(_ context.Context, _ inventory.Options, visit func(i
 		}
 	}
 	return inventory.Pass{Revision: c.revision}, nil
+}
+
+func (c *fakeCluster) Read(_ context.Context, keys []string) (map[string]inventory.Object, error) {
+	found := map[string]inventory.Object{}
+	for _, key := range keys {
+		if i, ok := c.index(key); ok {
+			found[key] = c.objects[i]
+		}
+	}
+	return found, nil
 }
 
 func (c *fakeCluster) Take(context.Context, inventory.Options) (*inventory.Report, error) {
@@ -210,9 +269,13 @@ func (c *fakeCluster) Take(context.Context, inventory.Options) (*inventory.Repor
 
 // config is for updates at a rate that is in nobody's way.
 func (c *fakeCluster) config() Config {
+	var servers []APIServer
+	for _, s := range c.servers {
+		servers = append(servers, s)
+	}
 	return Config{
-		Store: c, Kube: c.kube, Metadata: c.metadata,
-		Ring: testRing, Primary: testPrimary,
+		Store: c, Kube: c.kube, Metadata: c.servers[0].metadata, APIServers: servers,
+		KeyID:  newKeyID,
 		Method: Update, Rate: 1e6,
 		Begin: func(_ context.Context, p *Plan) error {
 			c.plan = p
@@ -231,4 +294,35 @@ func (c *fakeCluster) migrations(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return len(list.Items)
+}
+
+// plain stores one unencrypted object of each resource: the one that the API servers
+// are checked with.
+func (c *fakeCluster) plain(resources ...string) {
+	for _, resource := range resources {
+		c.add(resource+"/ns/first", "")
+	}
+}
+
+// diffResult compares what was done and what is left.
+func diffResult(want, got Result) string {
+	return gocmp.Diff(want, got, cmpopts.IgnoreFields(Result{}, "KeyID", "Written", "Shown", "Kinds"))
+}
+
+func (c *fakeCluster) sort() {
+	slices.SortFunc(c.objects, func(a, b inventory.Object) int { return cmp.Compare(a.Key, b.Key) })
+}
+
+// fakeMemory keeps which resources belong to the ring.
+type fakeMemory map[string]remembered
+
+func (m fakeMemory) Load(name string, v any) (bool, error) {
+	last, ok := m[name]
+	*v.(*remembered) = last
+	return ok, nil
+}
+
+func (m fakeMemory) Save(name string, v any) error {
+	m[name] = v.(remembered)
+	return nil
 }

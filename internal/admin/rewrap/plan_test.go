@@ -54,11 +54,11 @@ func TestPlan(t *testing.T) {
 			}
 			cfg := c.config()
 			cfg.Method, cfg.Resources = tt.method, tt.resources
-			report, err := c.Take(t.Context(), cfg.reading())
+			r, err := newRun(cfg)
 			if err != nil {
 				t.Fatal(err)
 			}
-			plan, err := cfg.plan(t.Context(), report)
+			err = r.makePlan(t.Context())
 			if tt.err != "" {
 				if err == nil || err.Error() != tt.err {
 					t.Errorf("plan: %v, want %s", err, tt.err)
@@ -70,15 +70,15 @@ func TestPlan(t *testing.T) {
 			}
 			var got []chosen
 			var stale int64
-			for _, r := range plan.Resources {
-				got = append(got, chosen{r.Name, r.Objects, r.Stale, r.Method, r.Problem})
-				stale += r.Stale
+			for _, resource := range r.plan.Resources {
+				got = append(got, chosen{resource.Name, resource.Objects, resource.Stale, resource.Method, resource.Problem})
+				stale += resource.Stale
 			}
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("plan (-want +got):\n%s", diff)
 			}
-			if plan.Stale != stale {
-				t.Errorf("plan has %d stale, want %d", plan.Stale, stale)
+			if r.plan.Stale != stale {
+				t.Errorf("plan has %d stale, want %d", r.plan.Stale, stale)
 			}
 		})
 	}

@@ -18,7 +18,10 @@ import (
 	"kekd/internal/kek"
 )
 
-var secrets = schema.GroupResource{Resource: "secrets"}
+var (
+	secrets    = schema.GroupResource{Resource: "secrets"}
+	secretKind = schema.GroupKind{Kind: "Secret"}
+)
 
 func TestUpdate(t *testing.T) {
 	c := newFakeCluster()
@@ -39,10 +42,11 @@ func TestUpdate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(Result{Found: 8, Updated: 8}, result); diff != "" {
+	if diff := diffResult(Result{Found: 8, Updated: 8}, result); diff != "" {
 		t.Errorf("Run (-want +got):\n%s", diff)
 	}
-	want := []string{"deployments/ns/old", "events/ns/old", "namespaces/old", "secrets/ns/aes", "secrets/ns/old", "secrets/ns/plain", "secrets/ns/ring", "widgets.example.com/ns/old"}
+	// First one object of each resource.
+	want := []string{"deployments/ns/old", "events/ns/old", "namespaces/old", "secrets/ns/plain", "widgets.example.com/ns/old", "secrets/ns/aes", "secrets/ns/old", "secrets/ns/ring"}
 	if diff := cmp.Diff(want, c.patches); diff != "" {
 		t.Errorf("patches (-want +got):\n%s", diff)
 	}
@@ -60,49 +64,55 @@ func TestUpdate(t *testing.T) {
 }
 
 func TestUpdateRefused(t *testing.T) {
-	internal := apierrors.NewInternalError(errors.New("the webhook is away"))
+	const webhook = `failed calling webhook "w.example.com": connection refused`
 	tests := []struct {
 		name   string
 		refuse func(attempt int) error
 		keep   bool
 		want   int           // attempts
 		took   time.Duration // all of it spent waiting
-		reason string        // of what is left
+		kind   Kind          // of what is left
+		reason string
 	}{
 		{"conflicts that pass", func(attempt int) error {
 			if attempt < 3 {
 				return apierrors.NewConflict(secrets, "a", errors.New("it changed"))
 			}
 			return nil
-		}, false, 3, 3 * time.Second, ""},
-		{"deleted in the meantime", func(int) error { return apierrors.NewNotFound(secrets, "a") }, false, 1, 0, ""},
+		}, false, 3, 600 * time.Millisecond, "", ""},
+		{"deleted in the meantime", func(int) error { return apierrors.NewNotFound(secrets, "a") }, false, 1, 0, "", ""},
 		{"too many requests, as long as the server says", func(attempt int) error {
 			if attempt == 1 {
 				return apierrors.NewTooManyRequests("slow down", 7)
 			}
 			return nil
-		}, false, 2, 7 * time.Second, ""},
+		}, false, 2, 7 * time.Second, "", ""},
 		{"a server that asks for too much", func(attempt int) error {
 			if attempt == 1 {
 				return apierrors.NewTooManyRequests("slow down", 3600)
 			}
 			return nil
-		}, false, 2, time.Minute, ""},
+		}, false, 2, time.Minute, "", ""},
 		{"a network that fails once", func(attempt int) error {
 			if attempt == 1 {
 				return errors.New("connection refused")
 			}
 			return nil
-		}, false, 2, time.Second, ""},
-		{"trouble that stays", func(int) error { return internal }, false, 5, 15 * time.Second,
-			"Internal error occurred: the webhook is away (tried 5 times)"},
+		}, false, 2, time.Second, "", ""},
+		{"a webhook that is away", func(int) error { return apierrors.NewInternalError(errors.New(webhook)) }, false, 4, 3 * time.Second,
+			Webhook, "Internal error occurred: " + webhook},
+		{"trouble with this object that stays", func(int) error { return apierrors.NewInternalError(errors.New("no")) }, false, 6, 6 * time.Second,
+			Server, "Internal error occurred: no (tried 3 times)"},
 		{"a webhook that would write on the terminal", func(int) error {
 			return apierrors.NewBadRequest("no\x1b[2J\nkekctl: all is well \xff")
-		}, false, 1, 0, "no [2J kekctl: all is well \ufffd"},
+		}, false, 1, 0, Refused, "no [2J kekctl: all is well \ufffd"},
 		{"forbidden", func(int) error {
-			return apierrors.NewForbidden(secrets, "a", errors.New("not you"))
-		}, false, 1, 0, `secrets "a" is forbidden: not you`},
-		{"a server that finds nothing stale", nil, true, 1, 0, "kube-apiserver finds nothing to write anew: see whether its EncryptionConfiguration has the plugin as the first provider of this resource"},
+			return apierrors.NewForbidden(secrets, "a", errors.New(`User "u" cannot patch resource "secrets"`))
+		}, false, 1, 0, Forbidden, `secrets "a" is forbidden: User "u" cannot patch resource "secrets"`},
+		{"denied by a webhook", func(int) error {
+			return apierrors.NewForbidden(secrets, "a", errors.New("admission webhook denied the request"))
+		}, false, 1, 0, Refused, `secrets "a" is forbidden: admission webhook denied the request`},
+		{"a server that finds nothing stale", nil, true, 2, 0, Unchanged, "kube-apiserver finds nothing to rewrite"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -110,6 +120,7 @@ func TestUpdateRefused(t *testing.T) {
 				c := newFakeCluster()
 				c.add("secrets/ns/a", oldKeyID)
 				c.add("secrets/ns/b", oldKeyID)
+				c.plain("secrets")
 				const key = "/registry/secrets/ns/a"
 				c.refuse = func(k string, attempt int) error {
 					if k == key && tt.refuse != nil {
@@ -122,16 +133,19 @@ func TestUpdateRefused(t *testing.T) {
 					return nil
 				}
 				c.keep = func(k string) bool { return tt.keep && k == key }
-				want := Result{Found: 2, Updated: 2}
-				if tt.reason != "" {
-					want = Result{Found: 2, Updated: 1, Left: 1, Objects: []Left{{Key: key, Reason: tt.reason}}}
+				want := Result{Found: 3, Updated: 3}
+				switch {
+				case tt.reason != "":
+					want = Result{Found: 3, Updated: 2, Left: 1, Objects: []Failure{{key, tt.kind, tt.reason}}}
+				case tt.name == "deleted in the meantime":
+					want.Updated = 2
 				}
 				begun := time.Now()
 				got, err := Run(t.Context(), c.config())
 				if err != nil {
 					t.Fatal(err)
 				}
-				if diff := cmp.Diff(want, got); diff != "" {
+				if diff := diffResult(want, got); diff != "" {
 					t.Errorf("Run (-want +got):\n%s", diff)
 				}
 				if c.attempts[key] != tt.want {
@@ -164,7 +178,7 @@ func TestUpdateKeepsTheRate(t *testing.T) {
 		if took := c.times[100].Sub(c.times[0]).Round(time.Millisecond); took != 5*time.Second {
 			t.Errorf("100 updates after the first took %v, want 5s", took)
 		}
-		if len(shown) != 101 || shown[100] != 101 {
+		if len(shown) != 100 || shown[99] != 101 {
 			t.Errorf("progress was %v", shown)
 		}
 	})
@@ -173,6 +187,7 @@ func TestUpdateKeepsTheRate(t *testing.T) {
 func TestUpdateInterrupted(t *testing.T) {
 	c := newFakeCluster()
 	c.addMany("secrets/ns/", 5, oldKeyID)
+	c.plain("secrets")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	c.refuse = func(key string, _ int) error {
 		if strings.HasSuffix(key, "002") {
@@ -181,14 +196,14 @@ func TestUpdateInterrupted(t *testing.T) {
 		return nil
 	}
 	result, err := Run(ctx, c.config())
-	if err == nil || err.Error() != "interrupted with up to 2 of 5 objects left: SIGINT" {
+	if err == nil || err.Error() != "interrupted with up to 2 of 6 objects left: SIGINT" {
 		t.Errorf("Run: %v", err)
 	}
 	// The object in hand is finished.
-	if diff := cmp.Diff(Result{Found: 5, Updated: 3, Left: 2}, result); diff != "" {
+	if diff := diffResult(Result{Found: 6, Updated: 4, Left: 2}, result); diff != "" {
 		t.Errorf("Run (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"What is done stays done: the same command goes on with the rest."}, c.notes); diff != "" {
+	if diff := cmp.Diff([]string{checkNote, "What is done stays done: the same command continues with the rest."}, c.notes); diff != "" {
 		t.Errorf("notes (-want +got):\n%s", diff)
 	}
 	c.patches = nil
@@ -196,7 +211,7 @@ func TestUpdateInterrupted(t *testing.T) {
 	if err != nil || result.Left != 0 {
 		t.Errorf("Run again = %+v, %v", result, err)
 	}
-	if diff := cmp.Diff([]string{"secrets/ns/003", "secrets/ns/004"}, c.patches); diff != "" {
+	if diff := cmp.Diff(2, len(c.patches)); diff != "" {
 		t.Errorf("patches (-want +got):\n%s", diff)
 	}
 }
@@ -220,31 +235,46 @@ func TestUpdateInterruptedWhileItWaits(t *testing.T) {
 	})
 }
 
-// A server that is in trouble is not asked ten thousand times.
-func TestUpdateGivesUp(t *testing.T) {
+// A server that is away is waited for, and not asked ten thousand times.
+func TestServerAway(t *testing.T) {
+	away := apierrors.NewGenericServerResponse(http.StatusServiceUnavailable, "patch", secrets, "", "away", 0, true)
 	tests := []struct {
-		name  string
-		err   error
-		tried int
-		want  string
+		name string
+		// back is when the server returns.
+		back time.Duration
+		took time.Duration
+		err  string
 	}{
-		{"a server in trouble", apierrors.NewGenericServerResponse(http.StatusServiceUnavailable, "patch", secrets, "", "away", 0, true), 10 * tries,
-			"10 objects failed in a row, the last with: "},
-		{"a right that is missing", apierrors.NewForbidden(secrets, "", errors.New("not you")), maxListed + 1,
-			"more than 1000 objects could not be written anew, the last with: "},
+		{"for a while", time.Minute, time.Minute, ""},
+		{"for good", time.Hour, 5 * time.Minute, "kube-apiserver cannot rewrite anything: "},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := newFakeCluster()
-				c.addMany("secrets/ns/", maxListed+100, oldKeyID)
-				c.refuse = func(string, int) error { return tt.err }
-				_, err := Run(t.Context(), c.config())
-				if err == nil || !strings.HasPrefix(err.Error(), tt.want) {
-					t.Errorf("Run: %v, want %q", err, tt.want)
+				c.addMany("secrets/ns/", 100, oldKeyID)
+				c.plain("secrets")
+				begun := time.Now()
+				isAway := func() bool { return len(c.patches) > 3 && time.Since(begun) < tt.back }
+				c.refuse = func(string, int) error {
+					if isAway() {
+						return away
+					}
+					return nil
 				}
-				if len(c.patches) != tt.tried {
-					t.Errorf("%d patches, want %d", len(c.patches), tt.tried)
+				cfg := c.config()
+				cfg.Ready = func(context.Context) error {
+					if isAway() {
+						return away
+					}
+					return nil
+				}
+				_, err := Run(t.Context(), cfg)
+				if tt.err == "" && err != nil || tt.err != "" && (err == nil || !strings.HasPrefix(err.Error(), tt.err)) {
+					t.Errorf("Run: %v, want %q", err, tt.err)
+				}
+				if took := time.Since(begun); took < tt.took || took > tt.took+2*awayPause {
+					t.Errorf("it took %v, want %v", took, tt.took)
 				}
 			})
 		})
@@ -255,6 +285,7 @@ func TestUpdateGivesUp(t *testing.T) {
 func TestUpdateEnds(t *testing.T) {
 	c := newFakeCluster()
 	c.add("secrets/ns/a", oldKeyID)
+	c.plain("secrets")
 	cfg := c.config()
 	cfg.Progress = func(what string, _, _ int64) {
 		if what == "rewrap" {
@@ -265,8 +296,8 @@ func TestUpdateEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Result{Found: 1, Updated: maxRounds, Left: 1, Objects: []Left{{"/registry/secrets/ns/a", "it was written anew, but not under the primary"}}}
-	if diff := cmp.Diff(want, got); diff != "" {
+	want := Result{Found: 2, Updated: 1 + maxRounds, Left: 1, Objects: []Failure{{"/registry/secrets/ns/a", Reverted, "it was rewritten, but not under the primary"}}}
+	if diff := diffResult(want, got); diff != "" {
 		t.Errorf("Run (-want +got):\n%s", diff)
 	}
 }
@@ -282,12 +313,12 @@ func TestUpdateLeavesAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Result{Found: 4, Updated: 1, Left: 3, Objects: []Left{
-		{"/registry/masterleases/10.0.0.1", "no API serves it; of its own records kube-apiserver writes some anew within minutes"},
-		{"/registry/secrets/ns/broken", "it is no EncryptedObject of KMS v2"},
-		{"/registry/secrets/odd", "its key in etcd is not that of an object of the API"},
+	want := Result{Found: 4, Updated: 1, Left: 3, Objects: []Failure{
+		{"/registry/masterleases/10.0.0.1", Unserved, "no API serves it; of its own records kube-apiserver writes some anew within minutes"},
+		{"/registry/secrets/ns/broken", Unreadable, "it is no EncryptedObject of KMS v2"},
+		{"/registry/secrets/odd", Unserved, "its key in etcd is not that of an object of the API"},
 	}}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := diffResult(want, got); diff != "" {
 		t.Errorf("Run (-want +got):\n%s", diff)
 	}
 }
@@ -326,7 +357,7 @@ func TestMoreThanABatch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(Result{Found: n, Updated: n}, got); diff != "" {
+	if diff := diffResult(Result{Found: n, Updated: n}, got); diff != "" {
 		t.Errorf("Run (-want +got):\n%s", diff)
 	}
 }

@@ -1,0 +1,67 @@
+package rewrap
+
+import (
+	"strings"
+	"testing"
+
+	"kekd/e2e/internal/harness"
+)
+
+// TestWrongWriters: an API server that does not encrypt with kekd first stops rewrap,
+// and at most one object of each resource is touched for each API server.
+func TestWrongWriters(t *testing.T) {
+	c := newCluster(t)
+	const each = 40
+	c.create(t, "many", "secrets", each)
+	c.create(t, "many", "configmaps", each)
+	other := harness.NewKekd(t, harness.NewToken(t), harness.KekdOptions{})
+	other.StartReady(t)
+	c.rotateKey(t)
+	old := c.stored(t)
+	own, another := kms(provider, c.kekd.Socket), kms("other", other.Socket)
+	tests := []struct {
+		name      string
+		providers []string
+		both      bool // the good API server is known as well
+		want      string
+	}{
+		{"identity first", []string{identity, own}, false, "with identity (unencrypted)"},
+		{"aescbc first", []string{aescbc, own, identity}, false, "with aescbc: key1"},
+		{"another KMS provider first", []string{another, own, identity}, false, `with another KMS provider "other"`},
+		{"one of two API servers", []string{identity, own}, true, "with identity (unencrypted)"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c.restore(t, old)
+			c.bad.Configure(t, c.encryption(t, tt.providers...))
+			c.bad.StartReady(t)
+			defer c.bad.Stop(t)
+			flags, servers := []string{"--kubeconfig", c.bad.Kubeconfig(t), "--apiserver", c.bad.URL}, 1
+			if tt.both {
+				flags, servers = append(c.kubeFlags, "--apiserver", c.good.URL, "--apiserver", c.bad.URL), 2
+			}
+			code, k := c.rewrap(t, flags...)
+			stderr := k.Stderr(t)
+			if code != 1 || !strings.Contains(stderr, c.bad.URL+" writes secrets "+tt.want) || !strings.Contains(stderr, "writes configmaps "+tt.want) {
+				t.Errorf("kekctl ends with %d, want 1 and %q", code, tt.want)
+			}
+			after := c.stored(t)
+			touched := changed(old, after)
+			t.Logf("touched: %v", touched)
+			if len(touched) > 2*servers {
+				t.Errorf("%d objects were touched, want at most one of each resource and API server", len(touched))
+			}
+			for _, key := range touched {
+				if tt.both && !strings.HasPrefix(string(after[key]), "k8s:enc:kms:v2:"+provider+":") {
+					t.Errorf("%s was not brought back", key)
+				}
+			}
+		})
+	}
+	t.Run("all good", func(t *testing.T) {
+		c.restore(t, old)
+		if code, _ := c.rewrap(t, append(c.kubeFlags, "--apiserver", c.good.URL)...); code != 0 {
+			t.Errorf("kekctl ends with %d, want 0", code)
+		}
+	})
+}
