@@ -14,10 +14,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"kekd/internal/admin/rewrap"
 	"kekd/internal/cluster"
 	"kekd/internal/config"
 	"kekd/internal/kek"
-	"kekd/internal/rewrap"
 )
 
 // rewrapFlags say how objects are re-encrypted.

@@ -10,10 +10,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kekd/internal/admin/rewrap"
 	"kekd/internal/cluster"
 	"kekd/internal/kek"
 	"kekd/internal/keypolicy"
-	"kekd/internal/rewrap"
 )
 
 func newRotate(a *app) *cobra.Command {
