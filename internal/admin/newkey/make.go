@@ -45,7 +45,7 @@ type Maker struct {
 	// Timeout bounds each wait for the HSM.
 	Timeout time.Duration
 	// Lead is how long before its activation a pending key must be on the token: the
-	// nodes need that time to see it.
+	// nodes need that time to see it. 0 for a key that takes over at once.
 	Lead  time.Duration
 	Clock func() time.Time
 }
@@ -104,7 +104,7 @@ func (m Maker) plan(ctx context.Context) (name string, view View, at time.Time, 
 func (m Maker) create(ctx context.Context, id kek.ID, at time.Time) (Made, error) {
 	now := m.Clock()
 	limit := m.Timeout
-	if left := at.Sub(now) - m.Lead; left > 0 {
+	if left := at.Sub(now) - m.Lead; m.Lead > 0 && left > 0 {
 		limit = min(limit, left)
 	}
 	limited, cancel := context.WithTimeout(ctx, limit)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"kekd/internal/admin/newkey"
+	"kekd/internal/admin/nodes"
 	"kekd/internal/admin/wait"
 	"kekd/internal/kek"
 	"kekd/internal/keypolicy"
@@ -47,15 +48,15 @@ func (r *run) reach(ctx context.Context) error {
 			len(r.Servers), len(r.Nodes))
 	}
 	var parties []wait.Party
-	answers := make([]answer, len(r.Nodes))
+	answers := make([]nodes.Report, len(r.Nodes))
 	for i, n := range r.Nodes {
 		parties = append(parties, r.party(n.Name(), func(ctx context.Context) (string, string) {
 			a := ask(ctx, n)
-			if missing := a.missing(); missing != "" {
+			if missing := unfit(a); missing != "" {
 				return "", missing
 			}
 			answers[i] = a
-			return "answers" + skew(a.ahead), ""
+			return "answers" + skew(a), ""
 		}))
 	}
 	for _, s := range r.Servers {
@@ -99,10 +100,10 @@ func (r *run) party(name string, look func(context.Context) (seen, missing strin
 }
 
 // learn takes note of a node's clock and key.
-func (r *run) learn(a answer) {
-	r.ahead = max(r.ahead, a.ahead+a.uncertainty)
-	r.behind = max(r.behind, -a.ahead+a.uncertainty)
-	if _, id, err := kek.ParseKeyID(a.status.Health.KeyID); err == nil {
+func (r *run) learn(a nodes.Report) {
+	r.ahead = max(r.ahead, a.Ahead+a.Uncertainty)
+	r.behind = max(r.behind, -a.Ahead+a.Uncertainty)
+	if _, id, err := kek.ParseKeyID(a.Status.Health.KeyID); err == nil {
 		r.published = append(r.published, id)
 	}
 }

@@ -10,19 +10,11 @@ import (
 	"time"
 
 	"kekd/internal/admin/newkey"
+	"kekd/internal/admin/nodes"
 	"kekd/internal/cluster"
 	"kekd/internal/config"
-	"kekd/internal/httpapi"
 	"kekd/internal/kek"
 )
-
-// Node is a running kekd.
-type Node interface {
-	Name() string
-	// Ask has the node read the ring now. ahead is how far its clock is ahead of ours,
-	// give or take uncertainty.
-	Ask(ctx context.Context) (s *httpapi.Status, ahead, uncertainty time.Duration, err error)
-}
 
 // Server is a kube-apiserver.
 type Server interface {
@@ -114,7 +106,7 @@ type Config struct {
 	// Doctor checks this node: how many checks there were, and those that failed.
 	Doctor  func(ctx context.Context) (checks int, failed []string)
 	Token   Token
-	Nodes   []Node
+	Nodes   []nodes.Node
 	Servers []Server
 	Members []Member
 	Objects Objects

@@ -8,64 +8,36 @@ import (
 	"strings"
 	"time"
 
+	"kekd/internal/admin/nodes"
 	"kekd/internal/admin/wait"
-	"kekd/internal/httpapi"
 	"kekd/internal/kek"
 )
 
-// answer is what a node said.
-type answer struct {
-	status             *httpapi.Status
-	ahead, uncertainty time.Duration
-	err                error
-}
-
-func ask(ctx context.Context, n Node) answer {
-	var a answer
-	a.status, a.ahead, a.uncertainty, a.err = n.Ask(ctx)
+// ask asks one node.
+func ask(ctx context.Context, n nodes.Node) nodes.Report {
+	a := nodes.Report{Node: n}
+	a.Status, a.Ahead, a.Uncertainty, a.Err = n.Ask(ctx)
 	return a
 }
 
-// missing says why a node is of no use to a rotation; empty if it is.
-func (a answer) missing() string {
+// unfit says why a node is of no use to a rotation; empty if it is.
+func unfit(a nodes.Report) string {
 	switch {
-	case a.err != nil:
-		return oneLine(a.err)
-	case a.status.KeyRing == nil:
-		return cmp.Or(a.trouble(), "it has not read the ring yet")
+	case a.Err != nil:
+		return a.Trouble()
+	case a.Status.KeyRing == nil:
+		return cmp.Or(a.Trouble(), "it has not read the ring yet")
 	}
-	return a.status.RingProblem
-}
-
-// trouble is what a node says is wrong; empty if nothing is.
-func (a answer) trouble() string {
-	switch {
-	case a.err != nil:
-		return oneLine(a.err)
-	case a.status.RingProblem != "":
-		return a.status.RingProblem
-	}
-	return a.status.Health.Reason
-}
-
-// key finds a key in what a node knows; false where it does not know it.
-func (a answer) key(keyID string) (httpapi.Key, bool) {
-	if a.err != nil || a.status.KeyRing == nil {
-		return httpapi.Key{}, false
-	}
-	for _, k := range a.status.KeyRing.Keys {
-		if k.KeyID == keyID {
-			return k, true
-		}
-	}
-	return httpapi.Key{}, false
+	return a.Status.RingProblem
 }
 
 // skewShown is the difference of clocks that is worth a word.
 const skewShown = time.Second
 
-func skew(ahead time.Duration) string {
-	switch {
+// skew is a word on a node's clock. The node makes its answer at the end of the time
+// that the question took.
+func skew(a nodes.Report) string {
+	switch ahead := a.Ahead - a.Uncertainty; {
 	case ahead > skewShown:
 		return fmt.Sprintf("; its clock is %s ahead of this one", ahead.Round(100*time.Millisecond))
 	case ahead < -skewShown:
@@ -129,15 +101,17 @@ func (r *run) nodes(ctx context.Context) error {
 	for _, n := range r.Nodes {
 		parties = append(parties, r.party(n.Name(), func(ctx context.Context) (string, string) {
 			a := ask(ctx, n)
-			switch k, known := a.key(r.key.KeyID()); {
+			switch k, known := a.Key(r.key.ID.String()); {
 			case !known:
-				return "", "does not see it: " + a.trouble()
+				return "", "does not see it: " + a.Trouble()
+			case k.KeyID != r.key.KeyID():
+				return "", "has another key under its id: " + k.KeyID
 			case !k.Proven:
-				return "", "could not use it: " + cmp.Or(k.Problem, a.trouble())
-			case a.status.RingProblem != "":
-				return "", "had tested it before: " + a.trouble()
+				return "", "could not use it: " + cmp.Or(k.Problem, a.Trouble())
+			case a.Status.RingProblem != "":
+				return "", "had tested it before: " + a.Trouble()
 			}
-			return "has tested the key" + skew(a.ahead), ""
+			return "has tested the key" + skew(a), ""
 		}))
 	}
 	err := r.await(ctx, r.wait("to test the key", pollPause, limit), parties)
@@ -191,8 +165,8 @@ func (r *run) activation(ctx context.Context) error {
 	for _, n := range r.Nodes {
 		parties = append(parties, r.party(n.Name(), func(ctx context.Context) (string, string) {
 			a := ask(ctx, n)
-			if a.err != nil || a.status.Health.KeyID != r.key.KeyID() {
-				return "", "does not encrypt under it: " + cmp.Or(a.trouble(), a.instead(r.key))
+			if a.Err != nil || a.Status.Health.KeyID != r.key.KeyID() {
+				return "", "does not encrypt under it: " + cmp.Or(a.Trouble(), instead(a, r.key))
 			}
 			return "encrypts under the key", ""
 		}))
@@ -205,9 +179,9 @@ func (r *run) activation(ctx context.Context) error {
 }
 
 // instead says what a node without trouble does that does not encrypt under the key.
-func (a answer) instead(key kek.Info) string {
-	what := "it encrypts under " + a.status.Health.KeyID
-	if left := key.Activation.Sub(a.status.Time); left > 0 {
+func instead(a nodes.Report, key kek.Info) string {
+	what := "it encrypts under " + a.Status.Health.KeyID
+	if left := key.Activation.Sub(a.Status.Time); left > 0 {
 		what += fmt.Sprintf("; by its clock the key activates in %s", left.Round(time.Second))
 	}
 	return what
