@@ -119,8 +119,8 @@ func (r *run) awaitRefusal(ctx context.Context) error {
 		all[i] = &watched{node: n}
 		parties[i] = wait.Party{Name: n.Name(), Look: func(ctx context.Context) (string, string) { return r.refusal(ctx, all[i]) }}
 	}
-	_, _ = r.wait("to refuse the key", limit).All(ctx, parties)
-	return r.conclude(all)
+	sightings, _ := r.wait("to refuse the key", limit).All(ctx, parties)
+	return r.conclude(all, sightings)
 }
 
 // refusal asks a node whether it refuses the key and encrypts under another.
@@ -167,10 +167,10 @@ func (r *run) idle(a nodes.Report) string {
 }
 
 // conclude says of each node what it was seen to do.
-func (r *run) conclude(all []*watched) error {
+func (r *run) conclude(all []*watched, sightings []wait.Sighting) error {
 	r.result.Nodes = make([]Node, 0, len(all))
 	refusing, encrypting := 0, 0
-	for _, w := range all {
+	for i, w := range all {
 		n := Node{Node: w.node.Name()}
 		if !w.refused.IsZero() {
 			refusing++
@@ -179,7 +179,7 @@ func (r *run) conclude(all []*watched) error {
 		}
 		switch {
 		case w.last.Status == nil:
-			n.Problem = "it does not answer"
+			n.Problem = sightings[i].Missing
 		case !n.Refuses:
 			n.Problem = r.stillUses(w.last)
 		default:

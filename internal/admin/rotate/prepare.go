@@ -102,6 +102,9 @@ func (r *run) party(name string, look func(context.Context) (seen, missing strin
 // learn takes note of a node's clock and key.
 func (r *run) learn(a nodes.Report) {
 	r.ahead = max(r.ahead, a.Ahead+a.Uncertainty)
+	if r.fastest.Node == nil || a.Ahead > r.fastest.Ahead {
+		r.fastest = a
+	}
 	r.behind = max(r.behind, -a.Ahead+a.Uncertainty)
 	if _, id, err := kek.ParseKeyID(a.Status.Health.KeyID); err == nil {
 		r.published = append(r.published, id)
@@ -201,7 +204,7 @@ func (r *run) newKey(ctx context.Context) error {
 	}
 	made, err := newkey.Maker{
 		Token: seenByNodes{r.Token, r.published},
-		Plan:  newkey.Delayed(r.Delay, r.DelayGiven, r.Policy.MinActivationDelay),
+		Plan:  r.plan,
 		What:  "Creates an AES-256 key", Confirm: r.Confirm, Create: r.Token.Create,
 		Begun: func(id kek.ID) error {
 			// Before the key is there: interrupted now, the next run knows whose it is.
@@ -216,6 +219,20 @@ func (r *run) newKey(ctx context.Context) error {
 	r.key = made.Key
 	r.say("created %s", r.key.KeyID())
 	return nil
+}
+
+// plan decides when the key activates: by no node's clock before the other nodes have
+// seen it.
+func (r *run) plan(v newkey.View, now time.Time) (time.Time, error) {
+	at, err := newkey.Delayed(r.Delay, r.DelayGiven, r.Policy.MinActivationDelay)(v, now)
+	if _, hasPrimary := v.Ring.Primary(); err != nil || !hasPrimary || r.fastest.Ahead <= skewShown {
+		return at, err
+	}
+	if ahead := r.fastest.Ahead + r.Refresh; at.Sub(now) <= ahead {
+		return time.Time{}, fmt.Errorf("the clock of %s is %s ahead, so it would encrypt under a key that activates in %s before every node has seen it; set the clock right, or choose --activate-in longer than %s",
+			r.fastest.Node.Name(), r.fastest.Ahead.Round(time.Second), at.Sub(now).Round(time.Second), ahead.Round(time.Second))
+	}
+	return at, nil
 }
 
 // seenByNodes is a token together with the keys that the nodes have published.

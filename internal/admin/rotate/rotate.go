@@ -168,6 +168,8 @@ type run struct {
 	// ahead and behind are the largest differences between a node's clock and ours that
 	// were seen, uncertainty included.
 	ahead, behind time.Duration
+	// fastest is the node whose clock is ahead most.
+	fastest nodes.Report
 	// published are the keys that nodes encrypt under.
 	published []kek.ID
 

@@ -165,8 +165,11 @@ func (r *run) activation(ctx context.Context) error {
 	for _, n := range r.Nodes {
 		parties = append(parties, r.party(n.Name(), func(ctx context.Context) (string, string) {
 			a := ask(ctx, n)
-			if a.Err != nil || a.Status.Health.KeyID != r.key.KeyID() {
-				return "", "does not encrypt under it: " + cmp.Or(a.Trouble(), instead(a, r.key))
+			switch {
+			case a.Trouble() != "" && (a.Err != nil || a.Status.Health.KeyID != r.key.KeyID()):
+				return "", "does not encrypt under it: " + a.Trouble()
+			case a.Status.Health.KeyID != r.key.KeyID():
+				return "", "does not encrypt under it: " + instead(a, r.key)
 			}
 			return "encrypts under the key", ""
 		}))
