@@ -51,6 +51,8 @@ type World struct {
 	// takes effect if KillAfter; 0 never.
 	KillAt    int
 	KillAfter bool
+	// LoseAnswer is an operation that takes effect and fails.
+	LoseAnswer string
 	// Hook runs before each of the administrator's operations.
 	Hook func(name string)
 }
@@ -99,6 +101,21 @@ func (w *World) put(id kek.ID) kek.Info {
 	k := kek.Info{Ring: Label, ID: id, CheckValue: kek.CheckValue{1, 2, 3}, Activation: at}
 	w.keys = append(w.keys, k)
 	return k
+}
+
+// Foreign puts a key of another tool onto the token.
+func (w *World) Foreign(id kek.ID) {
+	w.keys = append(w.keys, kek.Info{Ring: Label, ID: id})
+}
+
+// Twin puts another key with the first one's id onto the token.
+func (w *World) Twin() { w.keys = append(w.keys, w.keys[0]) }
+
+// All are the keys on the token, in the order of their creation.
+func (w *World) All() []kek.Info {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.keys)
 }
 
 // Break makes a key one that no node can use.
@@ -160,8 +177,11 @@ func (w *World) Do(ctx context.Context, name string, operation func() error) err
 		return context.Cause(ctx)
 	}
 	err := operation()
-	if dead {
+	switch {
+	case dead:
 		return ErrDead
+	case err == nil && name == w.LoseAnswer:
+		return kek.ErrUnavailable
 	}
 	return err
 }

@@ -32,6 +32,8 @@ type watched struct {
 	last nodes.Report
 	// refused is when it was first seen to refuse the key; zero before.
 	refused time.Time
+	// done: it was seen to refuse the key and to encrypt under another.
+	done bool
 }
 
 // ask asks the node, and keeps the answer if it is one: that the last question was cut
@@ -119,12 +121,23 @@ func (r *run) awaitRefusal(ctx context.Context) error {
 		all[i] = &watched{node: n}
 		parties[i] = wait.Party{Name: n.Name(), Look: func(ctx context.Context) (string, string) { return r.refusal(ctx, all[i]) }}
 	}
-	sightings, _ := r.wait("to refuse the key", limit).All(ctx, parties)
+	sightings, err := r.wait("to refuse the key", limit).All(ctx, parties)
+	if err == nil {
+		// The last node may have taken long, and the others may have gone on since.
+		for i, a := range nodes.AskAll(ctx, r.Nodes) {
+			if a.Err == nil && r.stillUses(a) == "" && r.idle(a) == "" {
+				all[i].last = a
+			}
+		}
+	}
 	return r.conclude(all, sightings)
 }
 
 // refusal asks a node whether it refuses the key and encrypts under another.
 func (r *run) refusal(ctx context.Context, w *watched) (seen, missing string) {
+	if w.done {
+		return "encrypts under " + w.last.Status.Health.KeyID, ""
+	}
 	a, ok := w.ask(ctx)
 	if !ok {
 		return "", "it does not answer: " + a.Trouble()
@@ -139,6 +152,7 @@ func (r *run) refusal(ctx context.Context, w *watched) (seen, missing string) {
 	if idle := r.idle(a); idle != "" {
 		return "", idle
 	}
+	w.done = true
 	return "encrypts under " + a.Status.Health.KeyID, ""
 }
 
