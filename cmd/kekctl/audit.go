@@ -376,7 +376,7 @@ func (a *app) auditKeyCreate(ctx context.Context, yes bool, algorithm string) er
 		return err
 	}
 	a.note("Creates a key for the audit trail on token %q (serial %s), beside %d other(s); kekd signs by it from then on.", token.Label, token.Serial, len(keys))
-	if err := a.confirm(yes); err != nil {
+	if err := a.confirm(ctx, yes); err != nil {
 		return err
 	}
 	key, err := s.token.CreateAuditKey(ctx, wire.AuditAlgorithm(algorithm))

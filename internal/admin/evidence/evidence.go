@@ -16,6 +16,7 @@ package evidence
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"time"
 
@@ -51,6 +52,9 @@ type Finding struct {
 	wait time.Duration
 }
 
+// String is the finding in one line.
+func (f Finding) String() string { return f.Witness + ": " + string(f.Verdict) + ": " + f.Detail }
+
 // Evidence is what all witnesses know of a key.
 type Evidence struct {
 	KeyID string    `json:"keyID"`
@@ -79,6 +83,27 @@ func (e Evidence) Against() []Finding {
 		}
 	}
 	return against
+}
+
+// maxSummary bounds a summary, in bytes: the audit trail keeps no more of a text.
+const maxSummary = 800
+
+// Summary is the evidence in one line for the audit trail. What speaks against the
+// key comes first, in case the rest is cut off.
+func (e Evidence) Summary() string {
+	var b strings.Builder
+	b.WriteString("evidence " + string(e.Verdict))
+	for _, against := range []bool{true, false} {
+		for _, f := range e.Findings {
+			if (f.Verdict != Unused) == against {
+				b.WriteString("; " + f.String())
+			}
+		}
+	}
+	if b.Len() <= maxSummary {
+		return b.String()
+	}
+	return strings.ToValidUTF8(b.String()[:maxSummary], "") + "..."
 }
 
 // Question says which key is asked about.
@@ -123,6 +148,8 @@ type Witnesses struct {
 	// Kekds is how many kekds the cluster is known to run, at least. There must be one
 	// for each API server anyway.
 	Kekds int
+	// Listed is how many API servers the cluster lists, where others were named.
+	Listed int
 	// Missing are findings about witnesses that were not found at all.
 	Missing []Finding
 	// Refresh is keyRing.refresh of this machine.

@@ -15,6 +15,11 @@ import (
 	"kekd/internal/kek"
 )
 
+// missing reports whether there is a finding about all of these witnesses already.
+func (w Witnesses) missing(witness string) bool {
+	return slices.ContainsFunc(w.Missing, func(f Finding) bool { return f.Witness == witness })
+}
+
 // askToken reads the ring. The key must be there, and not do what it must not.
 func askToken(ctx context.Context, w Witnesses, q Question, e *Evidence) (Finding, *kek.Ring) {
 	f := Finding{Witness: "token", Verdict: Unknown}
@@ -72,6 +77,7 @@ func (e *Evidence) addNodes(w Witnesses, q Question, reports []nodes.Report, now
 		e.Findings = append(e.Findings, f)
 	}
 	switch {
+	case known == 0 && w.missing("nodes"):
 	case known == 0:
 		e.Findings = append(e.Findings, Finding{Witness: "nodes", Verdict: Unknown, Detail: "no kekd is known; name every kekd with --node or cluster.nodes"})
 	case known < len(w.APIServers):
@@ -80,6 +86,11 @@ func (e *Evidence) addNodes(w Witnesses, q Question, reports []nodes.Report, now
 	case known < w.Kekds:
 		e.Findings = append(e.Findings, Finding{Witness: "nodes", Verdict: Unknown,
 			Detail: fmt.Sprintf("the cluster runs %d kekds and only %d were asked; name every kekd with --node or cluster.nodes", w.Kekds, known)})
+	}
+	if servers := len(w.APIServers); servers > 0 && known > servers {
+		// The cluster stops listing an API server that has not reported for some seconds.
+		e.Findings = append(e.Findings, Finding{Witness: "apiservers", Verdict: Unknown,
+			Detail: fmt.Sprintf("%d kekds and only %d API servers are known; name every API server with --apiserver or cluster.apiServers", known, servers)})
 	}
 	if q.Pending {
 		e.Until = q.Key.Activation.Add(-j.refresh - pendingMargin - j.ahead)
@@ -179,10 +190,17 @@ func askServer(ctx context.Context, s APIServer) serverReport {
 // addServers judges what the API servers say.
 func (e *Evidence) addServers(w Witnesses, q Question, answers []serverReport, reports []nodes.Report) {
 	if len(answers) == 0 {
+		if w.missing("apiservers") {
+			return
+		}
 		e.Findings = append(e.Findings, Finding{Witness: "apiservers", Verdict: Unknown, Detail: "none is known; give --kubeconfig, or --apiserver for each"})
 		return
 	}
 	the, ours := hashes(q, reports)
+	if len(answers) < w.Listed {
+		e.Findings = append(e.Findings, Finding{Witness: "apiservers", Verdict: Unknown,
+			Detail: fmt.Sprintf("the cluster lists %d and only %d are named; name every one with --apiserver or cluster.apiServers", w.Listed, len(answers))})
+	}
 	for i, a := range answers {
 		f := server(a, the, ours)
 		f.Witness = "apiserver " + w.APIServers[i].Name()
@@ -246,7 +264,7 @@ func server(a serverReport, the, ours map[string]bool) Finding {
 	}
 	switch {
 	case a.use.Problem != "":
-		return Finding{Verdict: Unknown, Detail: "is not healthy: " + oneLine(errors.New(a.use.Problem))}
+		return Finding{Verdict: Unknown, Detail: "is not healthy: " + nodes.Line(a.use.Problem)}
 	case len(others) == 0:
 		return Finding{Verdict: Unknown, Detail: "none of its KMS providers has answered yet"}
 	case !mine:
@@ -280,7 +298,7 @@ func askEtcd(ctx context.Context, w Witnesses, q Question) Finding {
 		parts = append(parts, fmt.Sprintf("%d kms:v2 objects cannot be parsed or have no listed key_id, and may be under it; kekctl inventory names them", unclear))
 	}
 	if len(parts) > 0 {
-		f.Verdict, f.Detail = Used, oneLine(errors.New(strings.Join(parts, "; ")))
+		f.Verdict, f.Detail = Used, nodes.Line(strings.Join(parts, "; "))
 		return f
 	}
 	f.Verdict, f.Detail = Unused, fmt.Sprintf("no object of %d is encrypted under it", report.Objects)
@@ -312,4 +330,4 @@ func clock(ahead time.Duration) string {
 
 func ago(d time.Duration) string { return d.Round(time.Second).String() }
 
-func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+func oneLine(err error) string { return nodes.Line(err.Error()) }

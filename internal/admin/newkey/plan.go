@@ -94,22 +94,33 @@ func Delayed(delay time.Duration, given bool, least time.Duration) Plan {
 	}
 }
 
+// atOnce is how far ahead a key may activate that takes over at once: activations are
+// whole seconds that no other key has.
+const atOnce = 5 * time.Second
+
 // AtOnce plans a key that takes over as soon as a node sees it. It refuses where a key
 // activates later: whatever the clocks say, a successor is the newest key.
 func AtOnce(least time.Duration) Plan {
-	return func(v View, now time.Time) (time.Time, error) {
-		if errors.Is(v.Err, kek.ErrNoKey) && len(v.Keys) == 0 {
-			return time.Time{}, fmt.Errorf("%w: there is nothing to rotate", v.Err)
-		}
+	return Successor(func(v View, now time.Time) (time.Time, error) {
 		if least > 0 {
 			return time.Time{}, fmt.Errorf("--now: keyRing.policy.minActivationDelay demands %s; kekctl revoke stops a key that must not be used any longer", least)
 		}
 		at := After(v.taken(), now)
-		if last, some := newest(v.taken()); some && at.Sub(now) > time.Second {
+		if last, some := newest(v.taken()); some && at.Sub(now) > atOnce {
 			return time.Time{}, fmt.Errorf("--now: key %s activates at %s, and its successor must activate later; remove it with kekctl key cancel %s, or choose a long enough --activate-in",
 				last.ID, last.Activation.Format(time.RFC3339), last.ID)
 		}
 		return at, nil
+	})
+}
+
+// Successor plans a key that takes over from another, so it refuses an empty ring.
+func Successor(plan Plan) Plan {
+	return func(v View, now time.Time) (time.Time, error) {
+		if errors.Is(v.Err, kek.ErrNoKey) && len(v.Keys) == 0 {
+			return time.Time{}, fmt.Errorf("%w: there is nothing to rotate", v.Err)
+		}
+		return plan(v, now)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"kekd/internal/cluster"
 	"kekd/internal/httpapi"
@@ -164,14 +165,21 @@ func (r Report) Key(id string) (httpapi.Key, bool) {
 
 // Trouble is what is wrong with a node, in one line; empty if nothing is.
 func (r Report) Trouble() string {
-	text := ""
 	switch {
 	case r.Err != nil:
-		text = r.Err.Error()
+		return Line(r.Err.Error())
 	case r.Status.RingProblem != "":
-		text = r.Status.RingProblem
-	case r.Status.Health.Reason != "":
-		text = r.Status.Health.Reason
+		return Line(r.Status.RingProblem)
 	}
-	return strings.Join(strings.Fields(text), " ")
+	return Line(r.Status.Health.Reason)
+}
+
+// Line makes one printable line of what somebody else has a say in.
+func Line(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, strings.Join(strings.Fields(s), " "))
 }
