@@ -3,7 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 
+	"kekd/internal/admin/rewrap"
 	"kekd/internal/admin/rotate"
 	"kekd/internal/inventory"
 	"kekd/internal/kek"
@@ -14,36 +17,63 @@ type rotated struct{ *rotator }
 
 // CheckWriters implements rotate.Objects.
 func (r rotated) CheckWriters(ctx context.Context, keyID string) (rotate.Checked, error) {
-	ring, _, err := kek.ParseKeyID(keyID)
+	work := r.rewrapping(keyID)
+	store, err := work.etcd.open(ctx)
 	if err != nil {
 		return rotate.Checked{}, err
 	}
-	report, err := r.witnesses.etcd.take(ctx)
+	defer store.Close()
+	show := display{app: r.app}
+	defer show.clear()
+	writers, err := rewrap.CheckWriters(ctx, work.config(store, &show))
 	if err != nil {
 		return rotate.Checked{}, err
 	}
-	var checked rotate.Checked
-	for _, resource := range report.Resources {
-		before := checked.Objects
-		for _, c := range resource.Counts {
-			if label, _, err := kek.ParseKeyID(c.KeyID); c.Class == inventory.KMSv2 && err == nil && label == ring {
-				checked.Objects += c.Objects
-			}
-		}
-		if checked.Objects > before {
-			checked.Resources = append(checked.Resources, resource.Resource)
-		}
+	label, _, err := kek.ParseKeyID(keyID)
+	if err != nil {
+		return rotate.Checked{}, err
+	}
+	checked := rotate.Checked{Writes: len(writers.Written)}
+	for _, resource := range writers.Plan.Resources {
+		checked.Resources = append(checked.Resources, plain(resource.Name))
+		checked.Objects += underRing(resource, label)
+	}
+	for _, name := range slices.Sorted(maps.Keys(writers.Unchecked)) {
+		checked.Unchecked = append(checked.Unchecked, fmt.Sprintf("%s (%s)", plain(name), writers.Unchecked[name]))
 	}
 	return checked, nil
 }
 
+// underRing counts the objects of a resource that are under a key of the ring.
+func underRing(r rewrap.Resource, label string) int64 {
+	n := r.Objects - r.Stale
+	for _, c := range r.Counts {
+		if ring, _, err := kek.ParseKeyID(c.KeyID); c.Class == inventory.KMSv2 && err == nil && ring == label {
+			n += c.Objects
+		}
+	}
+	return n
+}
+
+// rewrapping is the re-encryption of this rotation.
+func (r rotated) rewrapping(keyID string) *rewrapping {
+	work := &rewrapping{
+		app: r.app, cluster: r.cluster, servers: r.servers, how: r.how, etcd: &r.witnesses.etcd, yes: true, keyID: keyID,
+	}
+	work.readConfig(r.session.cfg)
+	work.succession = nil // this rotation is the one that makes keys
+	return work
+}
+
 // Rewrap implements rotate.Objects. It does not ask again.
 func (r rotated) Rewrap(ctx context.Context, keyID string) (rotate.Rewrapped, error) {
-	work := rewrapping{app: r.app, cluster: r.cluster, servers: r.servers, how: r.how, etcd: &r.witnesses.etcd, yes: true, keyID: keyID}
-	result, err := work.run(ctx)
+	result, err := r.rewrapping(keyID).run(ctx)
 	done := rotate.Rewrapped{Found: result.Found, Left: result.Left, Report: result}
-	for _, o := range result.Objects {
+	for _, o := range result.Shown {
 		done.Failures = append(done.Failures, fmt.Sprintf("%s: %s", plain(o.Key), o.Reason))
+	}
+	if result.Left > 0 {
+		r.noteLeft(result)
 	}
 	return done, err
 }

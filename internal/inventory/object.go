@@ -165,3 +165,6 @@ func decode(data []byte) (keyID string, err error) {
 	}
 	return o.KeyID, nil
 }
+
+// Standing returns what stands around the object.
+func (o Object) Standing() Standing { return Standing{o.Class, o.Provider, o.KeyID} }

@@ -48,6 +48,7 @@ const maxAnswer = 64 << 20
 // reader is what reading needs of etcd's client.
 type reader interface {
 	Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error)
+	Do(ctx context.Context, op clientv3.Op) (clientv3.OpResponse, error)
 }
 
 // Store is a cluster's etcd. It is safe for concurrent use.
@@ -99,16 +100,21 @@ func (s *Store) get(ctx context.Context, key string, opts ...clientv3.OpOption) 
 	defer cancel()
 	resp, err := s.kv.Get(ctx, key, opts...)
 	if err != nil {
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause
-		}
-		remedy := ""
-		if status.Code(err) == codes.Unavailable {
-			// A client certificate that etcd refuses may show as no more than a
-			// broken connection.
-			remedy = "; see that etcd runs there and takes the client certificate"
-		}
-		return nil, fmt.Errorf("read etcd at %s: %w%s", s.endpoint, err, remedy)
+		return nil, s.failed(ctx, err)
 	}
 	return resp, nil
+}
+
+// failed says what went wrong with a request that had this context.
+func (s *Store) failed(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	remedy := ""
+	if status.Code(err) == codes.Unavailable {
+		// A client certificate that etcd refuses may show as no more than a
+		// broken connection.
+		remedy = "; see that etcd runs there and takes the client certificate"
+	}
+	return fmt.Errorf("read etcd at %s: %w%s", s.endpoint, err, remedy)
 }

@@ -133,6 +133,10 @@ func (r *run) writers(ctx context.Context) error {
 		r.say("checked in step 8, before objects are rewritten: the ring has no primary to write under")
 		return nil
 	}
+	// A key may have taken over a moment ago.
+	if err := r.serversUnder(ctx, primary, "the primary", writersTime); err != nil {
+		return r.because(ctx, err, "not all kube-apiservers encrypt under the primary %s, so no key was created; kekctl apiserver check and kekctl status tell why", primary.KeyID())
+	}
 	checked, err := r.Objects.CheckWriters(ctx, primary.KeyID())
 	if err != nil {
 		return err

@@ -199,6 +199,14 @@ const (
 
 // apiServers waits until every API server encrypts under the key.
 func (r *run) apiServers(ctx context.Context) error {
+	if err := r.serversUnder(ctx, r.key, "the key", serversLimit); err != nil {
+		return r.because(ctx, err, "not all kube-apiservers encrypt under the key; run kekctl rotate again when they do")
+	}
+	return nil
+}
+
+// serversUnder waits until every API server encrypts under a key.
+func (r *run) serversUnder(ctx context.Context, key kek.Info, name string, limit time.Duration) error {
 	var parties []wait.Party
 	for _, s := range r.Servers {
 		parties = append(parties, wait.Party{Name: s.Name(), Look: func(ctx context.Context) (string, string) {
@@ -206,17 +214,13 @@ func (r *run) apiServers(ctx context.Context) error {
 			if err != nil {
 				return "", oneLine(err)
 			}
-			if why := use.Lacks(r.key.KeyID()); why != "" {
+			if why := use.Lacks(key.KeyID()); why != "" {
 				return "", "does not: " + why
 			}
-			return "has taken the key up", ""
+			return "encrypts under " + name, ""
 		}})
 	}
-	err := r.await(ctx, r.wait("to encrypt under the key", serversPause, serversLimit), parties)
-	if err != nil {
-		return r.because(ctx, err, "not all kube-apiservers encrypt under the key; run kekctl rotate again when they do")
-	}
-	return nil
+	return r.await(ctx, r.wait("to encrypt under "+name, serversPause, limit), parties)
 }
 
 // oneLine folds an error of several lines.
