@@ -122,7 +122,8 @@ func (l *keyListing) count(ctx context.Context, etcd *etcdFlags, ring *kek.Ring)
 		return err
 	}
 	for i, k := range ring.Keys {
-		n, _ := report.Under(ring.Label, k.ID)
+		uses := report.Under(ring.Label, k.ID)
+		n := uses.Objects + uses.Unclear
 		l.Keys[i].Objects = &n
 	}
 	return nil

@@ -143,10 +143,8 @@ func (r *rotator) connect(ctx context.Context, cfg *rotate.Config) error {
 	for _, s := range r.servers {
 		cfg.Servers = append(cfg.Servers, s)
 	}
-	if cfg.Nodes, err = all(r.witnesses.nodes.find(limited, r.session.cfg, r.cluster)); err != nil {
-		return err
-	}
-	cfg.Members, err = r.witnesses.etcd.members(limited)
+	cfg.Nodes, err = all(r.witnesses.nodes.find(limited, r.session.cfg, r.cluster))
+	cfg.Members = []rotate.Member{etcdMembers{&r.witnesses.etcd}}
 	return err
 }
 

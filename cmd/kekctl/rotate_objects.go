@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -86,22 +87,38 @@ func (r rotated) Uses(ctx context.Context, ring *kek.Ring) (map[kek.ID]rotate.Us
 	}
 	uses := make(map[kek.ID]rotate.Uses, len(ring.Keys))
 	for _, k := range ring.Keys {
-		n, _ := report.Under(ring.Label, k.ID)
-		uses[k.ID] = rotate.Uses{Objects: n}
+		u := report.Under(ring.Label, k.ID)
+		uses[k.ID] = rotate.Uses{Objects: u.Objects, Unclear: u.Unclear}
 	}
 	return uses, nil
 }
 
-// members are the members of etcd.
-func (f *etcdFlags) members(ctx context.Context) ([]rotate.Member, error) {
-	return []rotate.Member{etcdMember{f}}, nil
-}
-
-// etcdMember is etcd, as far as one of its endpoints answers.
-type etcdMember struct{ flags *etcdFlags }
+// etcdMembers is etcd with all its members, for a rotation.
+type etcdMembers struct{ flags *etcdFlags }
 
 // Name implements rotate.Member.
-func (m etcdMember) Name() string { return etcdWitness(m).Name() }
+func (m etcdMembers) Name() string { return "etcd at " + etcdWitness(m).Name() }
 
-// Reach implements rotate.Member.
-func (m etcdMember) Reach(ctx context.Context) error { return m.flags.check(ctx) }
+// Reach implements rotate.Member: each member must answer. Through the cluster only one
+// can be reached.
+func (m etcdMembers) Reach(ctx context.Context) error {
+	if err := m.flags.check(ctx); err != nil || m.flags.viaCluster {
+		return err
+	}
+	store, err := m.flags.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	members, err := store.Members(ctx)
+	if err != nil {
+		return err
+	}
+	var away []error
+	for _, member := range members {
+		if member.Err != nil {
+			away = append(away, fmt.Errorf("member %s does not answer: %w", member.Name, member.Err))
+		}
+	}
+	return errors.Join(away...)
+}

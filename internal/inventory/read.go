@@ -2,7 +2,7 @@ package inventory
 
 import (
 	"context"
-	"fmt"
+	"slices"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
@@ -23,8 +23,12 @@ func (s *Store) Read(ctx context.Context, keys []string) (map[string]Object, err
 	objects := make(map[string]Object, len(keys))
 	limit := firstOps
 	for len(keys) > 0 {
-		part := keys[:min(limit, len(keys))]
-		size, err := s.readPart(ctx, part, objects)
+		// One transaction asks one etcd.
+		src, part := s.source(keys[0]), keys[:min(limit, len(keys))]
+		if i := slices.IndexFunc(part, func(key string) bool { return s.source(key) != src }); i > 0 {
+			part = part[:i]
+		}
+		size, err := s.readPart(ctx, src, part, objects)
 		switch {
 		case status.Code(err) == codes.ResourceExhausted && len(part) > 1:
 			limit = max(len(part)/4, 1) // more than maxAnswer
@@ -39,16 +43,16 @@ func (s *Store) Read(ctx context.Context, keys []string) (map[string]Object, err
 }
 
 // readPart reads the keys in one transaction and returns the size of the answer.
-func (s *Store) readPart(ctx context.Context, keys []string, objects map[string]Object) (size int, err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, requestTimeout, fmt.Errorf("no answer within %v", requestTimeout))
+func (s *Store) readPart(ctx context.Context, src *source, keys []string, objects map[string]Object) (size int, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, requestTimeout, errNoAnswer)
 	defer cancel()
 	gets := make([]clientv3.Op, len(keys))
 	for i, key := range keys {
 		gets[i] = clientv3.OpGet(key)
 	}
-	resp, err := s.kv.Do(ctx, clientv3.OpTxn(nil, gets, nil))
+	resp, err := src.kv.Do(ctx, clientv3.OpTxn(nil, gets, nil))
 	if err != nil {
-		return 0, s.failed(ctx, err)
+		return 0, src.failed(ctx, err)
 	}
 	for _, r := range resp.Txn().Responses {
 		for _, kv := range r.GetResponseRange().GetKvs() {
