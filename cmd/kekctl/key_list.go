@@ -34,7 +34,7 @@ With --in-use the objects in etcd that need each key are counted.`,
 		},
 	}
 	c.Flags().BoolVar(&inUse, "in-use", false, "count the objects in etcd that need each key")
-	etcd.add(c.Flags())
+	etcd.add(a, c.Flags())
 	return c
 }
 

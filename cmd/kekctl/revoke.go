@@ -40,7 +40,7 @@ kekctl key enable makes the key usable again.`,
 	addAdminPIN(a, c.Flags())
 	v.nodes.add(c.Flags())
 	v.kube.add(c.Flags())
-	v.etcd.add(c.Flags())
+	v.etcd.add(a, c.Flags())
 	return c
 }
 

@@ -144,7 +144,7 @@ It may be interrupted and run again: what is done stays done.`,
 	c.Flags().StringArrayVar(&servers, "apiserver", nil, "`URL` of a kube-apiserver, once for each (default: those that the cluster lists)")
 	how.add(c.Flags())
 	kube.add(c.Flags())
-	etcd.add(c.Flags())
+	etcd.add(a, c.Flags())
 	return c
 }
 

@@ -59,7 +59,7 @@ keyRing.policy.maxAge says, so that a timer can run it every day.`,
 	addAdminPIN(a, c.Flags())
 	c.Flags().DurationVar(&r.delay, "activate-in", 0, "when the key becomes the primary (default 5m, or keyRing.policy.minActivationDelay if that is longer)")
 	c.Flags().BoolVar(&r.ifDue, "if-due", false, "create no key before the primary is as old as keyRing.policy.maxAge")
-	r.witnesses.add(c.Flags())
+	r.witnesses.add(a, c.Flags())
 	r.how.add(c.Flags())
 	return c
 }

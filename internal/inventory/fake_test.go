@@ -22,6 +22,8 @@ type fakeEtcd struct {
 	compacted int64
 	// largest answer in bytes, unless any is asked for; 0 for any, 1 for none.
 	largest int
+	// fails, if not nil, says whether a request fails.
+	fails func() error
 	// before is called before a request for keys is answered, with its number.
 	before func(n int)
 
@@ -69,6 +71,11 @@ func (f *fakeEtcd) Get(ctx context.Context, key string, opts ...clientv3.OpOptio
 	op := clientv3.OpGet(key, opts...)
 	if !op.IsCountOnly() && f.before != nil {
 		f.before(len(f.pages))
+	}
+	if f.fails != nil {
+		if err := f.fails(); err != nil {
+			return nil, err
+		}
 	}
 	revision := op.Rev()
 	switch {
