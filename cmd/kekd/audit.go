@@ -135,6 +135,9 @@ func (t *trail) Request(ctx context.Context, r plugin.AuditRecord) error {
 	if r.Method == "Encrypt" {
 		e.Operation = audit.Encrypt
 	}
+	if r.Verify {
+		e.Detail = "verify"
+	}
 	if t.block {
 		return t.log.RecordWait(ctx, e)
 	}

@@ -28,7 +28,7 @@ type cacheMetrics struct {
 func newCacheMetrics() cacheMetrics {
 	c := cacheMetrics{
 		requests: counters("kekd_seed_cache_requests_total",
-			"Decrypts by what the seed cache had: hit, miss (the HSM was asked) or remembered (a recent refusal of the HSM).", "result"),
+			"Decrypts by what the seed cache had: hit, miss (the HSM was asked), remembered (a recent refusal of the HSM) or verify (damaged input of kekctl verify).", "result"),
 		evictions: counters("kekd_seed_cache_evictions_total",
 			"Seeds wiped from the cache, by reason.", "reason"),
 		decrypts: counters("kekd_decrypts_total",
