@@ -115,7 +115,8 @@ func TestValues(t *testing.T) {
 		"{code=Internal,method=Decrypt} 0", "{code=Internal,method=Encrypt} 0", "{code=Internal,method=Status} 0",
 		"{code=OK,method=Decrypt} 0", "{code=OK,method=Encrypt} 1", "{code=OK,method=Status} 0",
 		"{code=ResourceExhausted,method=Decrypt} 0", "{code=ResourceExhausted,method=Encrypt} 0", "{code=ResourceExhausted,method=Status} 0",
-		"{code=Unavailable,method=Decrypt} 1", "{code=Unavailable,method=Encrypt} 0", "{code=Unavailable,method=Status} 0")
+		"{code=Unavailable,method=Decrypt} 1", "{code=Unavailable,method=Encrypt} 0", "{code=Unavailable,method=Status} 0",
+		"{code=verify,method=Decrypt} 1")
 	expect(t, m, "kekd_grpc_request_duration_seconds",
 		"{method=Decrypt} 1 in 1", "{method=Encrypt} 1 in 3e-05", "{method=Status} 0 in 0")
 	expect(t, m, "kekd_grpc_requests_arrived_total", "{} 1")
