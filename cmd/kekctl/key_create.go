@@ -113,9 +113,6 @@ func (t ringToken) View(ctx context.Context) (newkey.View, error) {
 	}, nil
 }
 
-// Keys implements newkey.Token.
-func (t ringToken) Keys(ctx context.Context) ([]kek.Info, error) { return t.s.token.Keys(ctx) }
-
 // Try implements newkey.Token.
 func (t ringToken) Try(ctx context.Context, id kek.ID) (kek.Mechanism, error) {
 	return t.s.token.Try(ctx, id)

@@ -218,12 +218,6 @@ func (t Token) View(ctx context.Context) (v newkey.View, err error) {
 	return v, err
 }
 
-// Keys implements newkey.Token.
-func (t Token) Keys(ctx context.Context) (keys []kek.Info, err error) {
-	err = t.do(ctx, "keys", func(w *World) error { keys = slices.Clone(w.keys); return nil })
-	return keys, err
-}
-
 // Try implements newkey.Token.
 func (t Token) Try(ctx context.Context, id kek.ID) (kek.Mechanism, error) {
 	return kek.GCMCallerIV, t.do(ctx, "try", func(w *World) error { return w.usable(id) })

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"kekd/internal/kek"
@@ -17,8 +16,6 @@ type Token interface {
 	Name(ctx context.Context) (string, error)
 	// View reads the ring.
 	View(ctx context.Context) (View, error)
-	// Keys lists the keys of the ring.
-	Keys(ctx context.Context) ([]kek.Info, error)
 	// Try tests a key by using it.
 	Try(ctx context.Context, id kek.ID) (kek.Mechanism, error)
 }
@@ -40,7 +37,7 @@ type Maker struct {
 	Confirm func(plan string) error
 	// Begun hears the id before the key is made.
 	Begun func(id kek.ID) error
-	// Create makes the key with this CKA_ID and tests it.
+	// Create makes the key with this CKA_ID and tests it. Its error says what it has left.
 	Create func(ctx context.Context, id kek.ID) (kek.Info, kek.Mechanism, error)
 	// Timeout bounds each wait for the HSM.
 	Timeout time.Duration
@@ -111,38 +108,11 @@ func (m Maker) create(ctx context.Context, id kek.ID, at time.Time) (Made, error
 	defer cancel()
 	key, mechanism, err := m.Create(limited, id)
 	if err != nil {
-		return Made{}, fmt.Errorf("%w; %s", err, m.left(ctx, id))
+		return Made{}, err // which says what is left on the token
 	}
 	key.State = kek.Primary
 	if at.After(m.Clock()) {
 		key.State = kek.Pending
 	}
 	return Made{key, mechanism}, nil
-}
-
-// leftTimeout bounds the look for what a failed attempt has left.
-const leftTimeout = 15 * time.Second
-
-// left says what a failed attempt to make a key has left on the token.
-func (m Maker) left(ctx context.Context, id kek.ID) string {
-	// The caller may have given up already, and should know all the same.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(m.Timeout, leftTimeout))
-	defer cancel()
-	keys, err := m.Token.Keys(ctx)
-	if err != nil {
-		return fmt.Sprintf("whether the token has key %s is not known (%v); kekctl key list shows it", id, err)
-	}
-	i := slices.IndexFunc(keys, func(k kek.Info) bool { return k.ID == id })
-	if i < 0 {
-		return fmt.Sprintf("the token has no key %s: nothing was left behind", id)
-	}
-	at := keys[i].Activation
-	works := "it works"
-	if _, err := m.Token.Try(ctx, id); err != nil {
-		works = fmt.Sprintf("the token cannot use it: %v", err)
-	}
-	if left := at.Sub(m.Clock()); left > 0 {
-		return fmt.Sprintf("the token has key %s all the same, pending for another %s (%s); remove it with kekctl key cancel %s", id, left.Round(time.Second), works, id)
-	}
-	return fmt.Sprintf("the token has key %s all the same, and it is active (%s); kekctl key list shows it, and kekctl key rotate makes a key that takes over from it", id, works)
 }

@@ -34,8 +34,6 @@ func (f *token) View(context.Context) (newkey.View, error) {
 	return newkey.View{Label: "r", Ring: &kek.Ring{Label: "r", Keys: f.keys}, Keys: f.keys}, f.err()
 }
 
-func (f *token) Keys(context.Context) ([]kek.Info, error) { return f.keys, f.err() }
-
 func (f *token) Try(_ context.Context, id kek.ID) (kek.Mechanism, error) {
 	if f.broken[id] {
 		return 0, kek.ErrRefused
@@ -96,37 +94,6 @@ func TestCreateDeadline(t *testing.T) {
 			t.Errorf("ended after %s with %v, want at most 45 s: 15 s before the activation", took, err)
 		}
 	})
-}
-
-func TestFailedCreate(t *testing.T) {
-	t.Parallel()
-	for _, tc := range []struct {
-		name string
-		fail func(f *token, id kek.ID)
-		want string
-	}{
-		{"nothing is left", func(*token, kek.ID) {}, ": nothing was left behind"},
-		{"the answer was lost", func(f *token, id kek.ID) { f.add(id) }, "all the same, pending for another 1m0s (it works); remove it with kekctl key cancel "},
-		{"it is half made", func(f *token, id kek.ID) { f.add(id); f.broken = map[kek.ID]bool{id: true} }, "the token cannot use it: the token refuses"},
-		{"the answer came late", func(f *token, id kek.ID) { f.add(id); time.Sleep(2 * time.Minute) }, "and it is active (it works)"},
-		{"the token is gone", func(f *token, _ kek.ID) { f.away = true }, "is not known (the HSM is unavailable); kekctl key list shows it"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				f := new(token)
-				ctx, cancel := context.WithCancel(t.Context())
-				_, err := f.make(ctx, yes, func(_ context.Context, id kek.ID) (kek.Info, error) {
-					tc.fail(f, id)
-					cancel() // and the administrator gives up
-					return kek.Info{}, kek.ErrUnavailable
-				})
-				if err == nil || !strings.Contains(err.Error(), tc.want) || !errors.Is(err, kek.ErrUnavailable) {
-					t.Errorf("got %v\nwant %q", err, tc.want)
-				}
-			})
-		})
-	}
 }
 
 // TestUnreadableRing: a ring that could not be read is not planned for.

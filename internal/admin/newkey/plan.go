@@ -1,5 +1,5 @@
-// Package newkey adds a key to the ring: it plans when the key activates, asks, makes
-// it, and finds out what is on the token when that fails.
+// Package newkey adds a key to the ring: it plans when the key activates, asks, and
+// makes it.
 package newkey
 
 import (
