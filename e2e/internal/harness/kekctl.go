@@ -36,6 +36,14 @@ func (c *Kekctl) Interrupt(tb testing.TB) {
 	c.service.signal(tb, syscall.SIGINT)
 }
 
+// Kill ends it by SIGKILL, if it has not ended.
+func (c *Kekctl) Kill(tb testing.TB) {
+	tb.Helper()
+	if c.service.running() {
+		c.service.kill(tb)
+	}
+}
+
 // Stdout is what it has printed so far: its data.
 func (c *Kekctl) Stdout(tb testing.TB) string { return readFile(tb, c.service.stdout) }
 
