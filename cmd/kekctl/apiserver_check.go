@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"kekd/internal/admin/rewrap"
 	"kekd/internal/config"
 	"kekd/internal/encryptionconfig"
 )
@@ -91,4 +92,19 @@ func apiserverTable(w io.Writer, r apiserverReport) {
 		row(w, string(resource.Verdict), resource.Name, strings.Join(resource.Providers, ", "))
 		problems("", resource.Problems)
 	}
+}
+
+// encryptedHere are the resources that the kube-apiserver of this node encrypts with
+// the kekd of a socket; none where this node has no kube-apiserver, or it does not
+// encrypt.
+func encryptedHere(socket string) ([]rewrap.Encrypted, error) {
+	found, err := encryptionconfig.Find("", "")
+	switch {
+	case errors.Is(err, encryptionconfig.ErrNoAPIServer), errors.Is(err, encryptionconfig.ErrNoFile):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	resources, _ := found.ResourcesOf(socket)
+	return []rewrap.Encrypted{{Path: found.Source.File, Resources: resources}}, nil
 }

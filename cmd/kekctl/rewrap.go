@@ -208,8 +208,9 @@ type rewrapping struct {
 	// wait is how long kube-apiserver may take to encrypt under it.
 	wait time.Duration
 
-	// configured, memory, overflow and succession are as in rewrap.Config.
+	// configured, encrypted, memory, overflow and succession are as in rewrap.Config.
 	configured []string
+	encrypted  func(context.Context) ([]rewrap.Encrypted, error)
 	memory     rewrap.Memory
 	overflow   string
 	succession func(context.Context) (rewrap.Succession, error)
@@ -221,6 +222,7 @@ const failuresName = "rewrap-failures.jsonl"
 
 // readConfig takes what this node's configuration tells.
 func (r *rewrapping) readConfig(cfg config.Config) {
+	r.encrypted = func(context.Context) ([]rewrap.Encrypted, error) { return encryptedHere(cfg.Socket.Path) }
 	r.configured = cfg.Cluster.Resources
 	if cfg.HTTP.Address != "" {
 		r.succession = func(ctx context.Context) (rewrap.Succession, error) { return succession(ctx, cfg) }
@@ -259,7 +261,7 @@ func (r *rewrapping) config(store rewrap.Store, show *display) rewrap.Config {
 	cfg := rewrap.Config{
 		Store: store, Kube: r.cluster.Kube, Metadata: r.cluster.Metadata, Ready: r.cluster.Ready,
 		KeyID: r.keyID, Despite: r.despite, Wait: r.wait,
-		Resources: r.how.resources, Configured: r.configured, Memory: r.memory, Succession: r.succession,
+		Resources: r.how.resources, Configured: r.configured, Encrypted: r.encrypted, Memory: r.memory, Succession: r.succession,
 		Method: rewrap.Method(r.how.method), Rate: r.how.rate,
 		Failures: r.how.failures, Overflow: cmp.Or(r.overflow, failuresName),
 		Begin: func(ctx context.Context, p *rewrap.Plan) error {
