@@ -93,7 +93,7 @@ func TestSticky(t *testing.T) {
 				}
 				return "", "is away again"
 			}}
-			w := new(log).wait(20*time.Second)
+			w := new(log).wait(20 * time.Second)
 			w.Sticky = sticky
 			_, err := w.All(t.Context(), []wait.Party{flickers, after("b", 10*time.Second)})
 			if (err == nil) != sticky {
