@@ -14,6 +14,7 @@ import (
 	"kekd/hsm/wire"
 	"kekd/internal/admin/keychange"
 	"kekd/internal/admin/lock"
+	"kekd/internal/admin/wait"
 	"kekd/internal/audit"
 	"kekd/internal/config"
 	"kekd/internal/kek"
@@ -163,7 +164,7 @@ func (t *adminTrail) begin(ctx context.Context, event audit.Event) (*audit.Log, 
 		if !errors.Is(err, audit.ErrLocked) || time.Now().After(deadline) {
 			return nil, err
 		}
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
+		if err := wait.Pause(ctx, 50*time.Millisecond); err != nil {
 			return nil, err
 		}
 	}

@@ -75,7 +75,7 @@ func New(tb testing.TB, nodes int) *World {
 
 // Add puts a key onto the token.
 func (w *World) Add(activation time.Time) kek.Info {
-	id, err := kek.NewID(activation, &counter{n: byte(len(w.keys))})
+	id, err := kek.NewID(activation, &counter{n: byte(len(w.keys))}) //nolint:gosec // G115: a world has a few keys
 	if err != nil {
 		w.tb.Fatal(err)
 	}

@@ -98,7 +98,7 @@ func (o objects) CheckWriters(ctx context.Context, keyID string) (rotate.Checked
 		}
 	}
 	var n int64
-	for _, count := range o.World.Objects() {
+	for _, count := range o.Objects() {
 		n += count
 	}
 	return rotate.Checked{Resources: []string{"secrets"}, Objects: n, Writes: len(writes)}, nil
@@ -286,7 +286,7 @@ func TestRefusals(t *testing.T) {
 		{"a node is down", func(j *journey) { j.Nodes[1].Down = true }, "2 reach       node-1: connection refused"},
 		{"a node does not reach the token", func(j *journey) { j.Nodes[1].CutOff = true }, "2 reach       node-1: the HSM is unavailable"},
 		{"a clock is further ahead than the delay", func(j *journey) { j.Nodes[1].Offset = 10 * time.Minute }, "the clock of node-1 is 10m0s ahead, so it would encrypt under a key that activates in 5m0s before every node has seen it"},
-		{"fewer kekds than API servers", func(j *journey) { j.World.Nodes = j.World.Nodes[:1] }, "2 kube-apiservers and only 1 kekd(s) are known"},
+		{"fewer kekds than API servers", func(j *journey) { j.Nodes = j.Nodes[:1] }, "2 kube-apiservers and only 1 kekd(s) are known"},
 		{"identity is first", func(j *journey) { j.Servers[1].Identity = true }, "https://server-1 writes secrets under identity"},
 		{"a resource left the ring", func(j *journey) { j.left = errors.New("configmaps have left the ring") }, "configmaps have left the ring"},
 		{"a resource left the ring, nightly", func(j *journey) {

@@ -16,9 +16,9 @@ import (
 // log collects what is said.
 type log struct{ lines []string }
 
-func (l *log) wait(what string, limit time.Duration) wait.Wait {
+func (l *log) wait(limit time.Duration) wait.Wait {
 	return wait.Wait{
-		What: what, Pause: time.Second, Limit: limit,
+		What: "to come", Pause: time.Second, Limit: limit,
 		Found: func(s wait.Sighting) { l.lines = append(l.lines, s.Name+" "+s.Seen) },
 		Note:  func(line string) { l.lines = append(l.lines, line) },
 	}
@@ -47,7 +47,7 @@ func TestAll(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		l := new(log)
-		_, err := l.wait("to come", time.Minute).All(t.Context(), []wait.Party{after("a", 0), after("b", 25*time.Second)})
+		_, err := l.wait(time.Minute).All(t.Context(), []wait.Party{after("a", 0), after("b", 25*time.Second)})
 		want := []string{
 			"a is there",
 			"waiting for b to come: it is late, 10s of at most 1m0s",
@@ -67,7 +67,7 @@ func TestHanging(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := new(log)
 		begun := time.Now()
-		got, err := l.wait("to come", 15*time.Second).All(t.Context(), []wait.Party{hangs("a"), after("b", 5*time.Second)})
+		got, err := l.wait(15*time.Second).All(t.Context(), []wait.Party{hangs("a"), after("b", 5*time.Second)})
 		if took := time.Since(begun); !errors.Is(err, context.DeadlineExceeded) || took != 15*time.Second {
 			t.Errorf("ended after %s with %v", took, err)
 		}
@@ -93,7 +93,7 @@ func TestSticky(t *testing.T) {
 				}
 				return "", "is away again"
 			}}
-			w := new(log).wait("to come", 20*time.Second)
+			w := new(log).wait(20 * time.Second)
 			w.Sticky = sticky
 			_, err := w.All(t.Context(), []wait.Party{flickers, after("b", 10*time.Second)})
 			if (err == nil) != sticky {
@@ -109,7 +109,7 @@ func TestCancelled(t *testing.T) {
 		cause := errors.New("Ctrl-C")
 		ctx, cancel := context.WithCancelCause(t.Context())
 		time.AfterFunc(time.Second, func() { cancel(cause) })
-		if _, err := new(log).wait("to come", 0).All(ctx, []wait.Party{hangs("a")}); !errors.Is(err, cause) {
+		if _, err := new(log).wait(0).All(ctx, []wait.Party{hangs("a")}); !errors.Is(err, cause) {
 			t.Errorf("got %v", err)
 		}
 		if err := wait.Until(ctx, time.Now().Add(time.Hour), func(time.Duration) {}); !errors.Is(err, cause) {
