@@ -1,16 +1,10 @@
 package main
 
 import (
-	"time"
-
 	"github.com/spf13/cobra"
 
 	"kekd/internal/admin/keychange"
 )
-
-// cancelMargin is how long before its activation, beside keyRing.refresh, a key can
-// be cancelled at the latest.
-const cancelMargin = 5 * time.Second
 
 func newKeyCancel(a *app) *cobra.Command {
 	return newGuardedChange(a, keychange.Cancel, "Remove a pending key, under which nothing was encrypted yet",

@@ -155,17 +155,6 @@ func (t sessionToken) Destroy(ctx context.Context, seen kek.Info) error {
 	return t.s.token.Token.Destroy(ctx, seen)
 }
 
-// target finds the key that an argument names. Its state is set.
-func (s *session) target(ctx context.Context, name string) (kek.Info, error) {
-	ctx, cancel := context.WithTimeout(ctx, hsmTimeout)
-	defer cancel()
-	ring, err := sessionToken{s}.Ring(ctx)
-	if err != nil {
-		return kek.Info{}, err
-	}
-	return findKey(ring, name)
-}
-
 // findKey is keychange.Find with exit codes.
 func findKey(ring *kek.Ring, name string) (kek.Info, error) {
 	key, err := keychange.Find(ring, name)

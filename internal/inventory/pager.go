@@ -2,6 +2,7 @@ package inventory
 
 import (
 	"bytes"
+	"slices"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -87,8 +88,7 @@ func (p *pager) behind(count int64) bool {
 		return false
 	}
 	narrow := 0 // the widest range that is not too wide any more
-	for i := len(p.wide) - 1; i >= 0; i-- {
-		w := p.wide[i]
+	for i, w := range slices.Backward(p.wide) {
 		if w.depth < len(end) && w.left > maxRange {
 			break
 		}

@@ -109,7 +109,7 @@ func (s *fakeServer) KeyInUse(context.Context) (cluster.KeyUse, error) {
 }
 
 // serve adds an API server that writes under a key_id.
-func (c *fakeCluster) serve(name, keyID string) *fakeServer {
+func (c *fakeCluster) serve(name, keyID string) {
 	s := &fakeServer{name: name, metadata: metadatafake.NewSimpleMetadataClient(runtime.NewScheme()),
 		first: inventory.Standing{Class: inventory.KMSv2, Provider: provider, KeyID: keyID}}
 	s.metadata.PrependReactor("patch", "*", func(a clienttesting.Action) (bool, runtime.Object, error) {
@@ -123,7 +123,6 @@ func (c *fakeCluster) serve(name, keyID string) *fakeServer {
 		return true, new(metav1.PartialObjectMetadata), nil
 	})
 	c.servers = append(c.servers, s)
-	return s
 }
 
 func keyOf(a clienttesting.Action, name string) string {
@@ -177,9 +176,10 @@ func (c *fakeCluster) add(path, keyID string) {
 	c.put(o)
 }
 
-func (c *fakeCluster) addMany(prefix string, n int, keyID string) {
+// addMany adds secrets of the namespace ns.
+func (c *fakeCluster) addMany(n int, keyID string) {
 	for i := range n {
-		c.add(fmt.Sprintf("%s%03d", prefix, i), keyID)
+		c.add(fmt.Sprintf("secrets/ns/%03d", i), keyID)
 	}
 }
 

@@ -162,7 +162,7 @@ func TestUpdateRefused(t *testing.T) {
 func TestUpdateKeepsTheRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newFakeCluster()
-		c.addMany("secrets/ns/", 101, oldKeyID)
+		c.addMany(101, oldKeyID)
 		cfg := c.config()
 		cfg.Rate = 20
 		var shown []int64
@@ -186,7 +186,7 @@ func TestUpdateKeepsTheRate(t *testing.T) {
 
 func TestUpdateInterrupted(t *testing.T) {
 	c := newFakeCluster()
-	c.addMany("secrets/ns/", 5, oldKeyID)
+	c.addMany(5, oldKeyID)
 	c.plain("secrets")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	c.refuse = func(key string, _ int) error {
@@ -252,7 +252,7 @@ func TestServerAway(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := newFakeCluster()
-				c.addMany("secrets/ns/", 100, oldKeyID)
+				c.addMany(100, oldKeyID)
 				c.plain("secrets")
 				begun := time.Now()
 				isAway := func() bool { return len(c.patches) > 3 && time.Since(begun) < tt.back }

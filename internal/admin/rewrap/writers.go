@@ -324,7 +324,7 @@ func (r *run) read(ctx context.Context, keys []string) (found map[string]invento
 	reading := context.WithoutCancel(ctx) // what was written is read back also after an interruption
 	_, err = Wait(ctx, time.Now().Add(awayPatience), awayPause, "etcd", r.Note, func() (string, error) {
 		if found, err = r.Store.Read(reading, keys); err != nil {
-			return clean(err.Error()), nil
+			return clean(err.Error()), nil //nolint:nilerr // it is what is missing
 		}
 		return "", nil
 	})

@@ -44,7 +44,7 @@ func TestWrongWriter(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			c := newFakeCluster()
-			c.addMany("secrets/ns/", 20, tt.stored)
+			c.addMany(20, tt.stored)
 			for i, first := range tt.first {
 				if i == 1 {
 					c.serve("https://b:6443", newKeyID)
@@ -87,7 +87,7 @@ func TestWrongWriter(t *testing.T) {
 // the next batch.
 func TestGetsWorse(t *testing.T) {
 	c := newFakeCluster()
-	c.addMany("secrets/ns/", 900, oldKeyID)
+	c.addMany(900, oldKeyID)
 	c.refuse = func(string, int) error {
 		if len(c.writes) == 300 {
 			c.servers[0].first = inventory.Standing{Class: inventory.Unencrypted}
@@ -246,7 +246,7 @@ func TestSuccession(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := newFakeCluster()
-				c.addMany("secrets/ns/", 5, oldKeyID)
+				c.addMany(5, oldKeyID)
 				cfg := c.config()
 				cfg.Despite = tt.despite
 				asked := 0
