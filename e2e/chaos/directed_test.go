@@ -40,7 +40,7 @@ func TestDirected(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			servers := map[string]int{"use": 2, "clocks": 1}[name]
+			servers := map[string]int{"use": 3, "clocks": 1}[name]
 			w := newWorld(t, 3, servers)
 			for _, c := range cases {
 				t.Run(c.name, func(t *testing.T) {

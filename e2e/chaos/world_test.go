@@ -79,7 +79,8 @@ type sealed struct {
 
 // newWorld starts kekds, the first of which have an API server each. Tokens of nodes are
 // views of one token, each behind the module that does harm on command.
-func newWorld(t *testing.T, kekds, apiservers int) *world {
+// The second node is prepared before its kekd runs for the first time.
+func newWorld(t *testing.T, kekds, apiservers int, prepare ...func(*testing.T, *node)) *world {
 	t.Helper()
 	etcd := harness.StartEtcd(t)
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{etcd.Endpoint}, DialTimeout: 10 * time.Second})
@@ -92,6 +93,11 @@ func newWorld(t *testing.T, kekds, apiservers int) *world {
 		n := &node{name: fmt.Sprintf("node %d", i), kekctlPath: harness.KekctlBinary(t)}
 		n.kekd = harness.NewSibling(t, w.token.View(t).WithFaults(t), w.options)
 		n.kekd.JumpClock(t, 0)
+		if i == 1 {
+			for _, f := range prepare {
+				f(t, n)
+			}
+		}
 		w.nodes = append(w.nodes, n)
 	}
 	w.nodes[0].kekd.CreateKey(t, 0)
