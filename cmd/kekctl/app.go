@@ -1,13 +1,11 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
@@ -16,7 +14,6 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
-	"golang.org/x/term"
 
 	"kekd/hsm"
 	"kekd/internal/config"
@@ -82,25 +79,6 @@ func visible(s string) string {
 		}
 		return unicode.ReplacementChar
 	}, s)
-}
-
-// confirm asks before something is done.
-func (a *app) confirm(yes bool) error {
-	if yes {
-		return nil
-	}
-	if f, ok := a.stdin.(*os.File); !ok || !term.IsTerminal(int(f.Fd())) {
-		return codeError{exitUsage, "there is no terminal to ask on; pass --yes to go on without asking"}
-	}
-	_, _ = fmt.Fprint(a.stderr, "Go on? [y/N] ")
-	answer, err := bufio.NewReader(a.stdin).ReadString('\n')
-	if err != nil {
-		return err
-	}
-	if s := strings.ToLower(strings.TrimSpace(answer)); s != "y" && s != "yes" {
-		return codeError{exitFailed, "nothing was done"}
-	}
-	return nil
 }
 
 // logger logs to stderr when asked for, and nowhere otherwise: errors are printed.

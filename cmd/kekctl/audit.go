@@ -9,6 +9,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -240,9 +241,14 @@ func newAuditQuery(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "query [DIR | FILE...]",
 		Short: "Search the audit trail; it proves nothing, verify does",
-		Long: `Print the operations on record that match all flags, in their order, as a table or
-with -o json as one JSON object a line, as they stand in the files.`,
+		Long: `Print the operations on record that match all flags, by time, as a table or with
+-o json as one JSON object a line, as they are in the files.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			for _, o := range f.Operations {
+				if !slices.Contains(audit.Operations(), o) {
+					return codeError{exitUsage, fmt.Sprintf("--operation: there is no operation %q; there are %s", o, strings.Join(audit.Operations(), ", "))}
+				}
+			}
 			now := time.Now()
 			var err1, err2 error
 			f.Since, err1 = parseMoment("--since", since, now)
@@ -263,7 +269,7 @@ with -o json as one JSON object a line, as they stand in the files.`,
 	c.Flags().StringVar(&f.KeyID, "key", "", "a `part` of the key_id")
 	c.Flags().StringVar(&f.UID, "uid", "", "the request's `uid`, as the API server's log has it")
 	c.Flags().Int64Var(&caller, "caller-uid", -1, "the calling process's user `id`")
-	c.Flags().StringVar(&f.Result, "result", "", "the `result`: ok or an error class; !ok is whatever failed")
+	c.Flags().StringVar(&f.Result, "result", "", "the `result`: ok or an error class; !ok is whatever failed, or began and did not end")
 	c.Flags().IntVar(&f.Limit, "limit", 0, "at most so `many`")
 	return c
 }
@@ -376,7 +382,7 @@ func (a *app) auditKeyCreate(ctx context.Context, yes bool, algorithm string) er
 		return err
 	}
 	a.note("Creates a key for the audit trail on token %q (serial %s), beside %d other(s); kekd signs by it from then on.", token.Label, token.Serial, len(keys))
-	if err := a.confirm(yes); err != nil {
+	if err := a.confirm(ctx, yes); err != nil {
 		return err
 	}
 	key, err := s.token.CreateAuditKey(ctx, wire.AuditAlgorithm(algorithm))

@@ -1,16 +1,12 @@
 package main
 
 import (
-	"context"
 	"errors"
-	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"unicode"
 
 	"github.com/spf13/pflag"
 
@@ -75,9 +71,9 @@ func checkNodeURL(t *testing.T, s string) {
 		}
 		return
 	}
-	again, err := namedNode(n.url)
-	if err != nil || again.url != n.url || n.name == "" || strings.Contains(n.url, "@") {
-		t.Errorf("namedNode(%q) is %q at %q, and of that %q, %v", s, n.name, n.url, again.url, err)
+	again, err := namedNode(n.URL())
+	if err != nil || again.URL() != n.URL() || n.Name() == "" || strings.Contains(n.URL(), "@") {
+		t.Errorf("namedNode(%q) is %q at %q, and of that %q, %v", s, n.Name(), n.URL(), again.URL(), err)
 	}
 }
 
@@ -139,32 +135,6 @@ func FuzzManifest(f *testing.F) {
 	})
 }
 
-// FuzzStatus: whatever answers at a node's address, kekctl's view of it is one
-// printable line, and a key that it does not know is not found.
-func FuzzStatus(f *testing.F) {
-	example, err := os.ReadFile("../../internal/httpapi/testdata/status.json")
-	if err != nil {
-		f.Fatal(err)
-	}
-	for _, s := range []string{string(example), "", "null", "{}", "[]", `{"keyRing":{"keys":null}}`, `{"keyRing":{"keys":[{"keyID":"k"}]}}`, `{"ringProblem":"a\u001b[2Jb\nc"}`, `{"health":{"reason":"\u202e"}}`, `{"time":"x"}`} {
-		f.Add([]byte(s))
-	}
-	f.Fuzz(func(t *testing.T, body []byte) {
-		n := node{name: "n", url: "http://n", client: &http.Client{Transport: answering(body)}}
-		status, err := n.status(context.Background())
-		if (status == nil) == (err == nil) {
-			t.Fatalf("%v and %v", status, err)
-		}
-		r := report{node: n, status: status, err: err}
-		if s := r.trouble(); strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) >= 0 {
-			t.Errorf("the trouble is %q", s)
-		}
-		if _, ok := r.key("a key_id that no node has"); ok {
-			t.Error("it has a key that it does not name")
-		}
-	})
-}
-
 // What a node, an API server or a token says can't move an administrator's cursor.
 func TestNothingForTheTerminal(t *testing.T) {
 	t.Parallel()
@@ -180,12 +150,4 @@ func TestNothingForTheTerminal(t *testing.T) {
 	if !strings.HasSuffix(notes.String(), "\nnext\n") || !strings.HasPrefix(out.String(), "problem\t") {
 		t.Errorf("printed: %q and %q", out.String(), notes.String())
 	}
-}
-
-// answering is an http.RoundTripper that answers every request with these bytes.
-type answering []byte
-
-// RoundTrip implements http.RoundTripper.
-func (a answering) RoundTrip(req *http.Request) (*http.Response, error) {
-	return &http.Response{StatusCode: http.StatusOK, Status: "200 OK", Body: io.NopCloser(strings.NewReader(string(a))), Request: req}, nil
 }

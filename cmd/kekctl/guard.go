@@ -12,24 +12,6 @@ import (
 	"kekd/internal/kek"
 )
 
-// guard refuses what would make objects unreadable: while etcd holds objects under
-// the key, and when etcd could not be asked. With --force it only says so.
-func (a *app) guard(ctx context.Context, verb string, key kek.Info, flags changeFlags) error {
-	refusal, err := objectsUnder(ctx, key, &flags.etcd)
-	if err != nil {
-		refusal = fmt.Sprintf("etcd was not consulted: %s", oneLine(err))
-	}
-	switch {
-	case refusal == "":
-		return nil
-	case flags.force != "":
-		a.note("kekctl: warning: %s", refusal)
-		return nil
-	}
-	a.note("kekctl: hint: kekctl rewrap brings them under the primary; --etcd-endpoints says where etcd is; --force %s goes on all the same", key.ID)
-	return codeError{exitFailed, fmt.Sprintf("key %s stays as it is, since to %s it may make objects unreadable: %s", key.ID, verb, refusal)}
-}
-
 // objectsUnder counts the objects that need a key; empty if there are none.
 func objectsUnder(ctx context.Context, key kek.Info, etcd *etcdFlags) (string, error) {
 	report, err := etcd.take(ctx)
@@ -44,7 +26,7 @@ func objectsUnder(ctx context.Context, key kek.Info, etcd *etcdFlags) (string, e
 	for _, r := range slices.Sorted(maps.Keys(resources)) {
 		counts = append(counts, fmt.Sprintf("%d of %s", resources[r], r))
 	}
-	return fmt.Sprintf("%d objects in etcd stand under it (%s)", total, strings.Join(counts, ", ")), nil
+	return fmt.Sprintf("%d objects in etcd are encrypted under it (%s)", total, strings.Join(counts, ", ")), nil
 }
 
 // take counts what etcd holds.

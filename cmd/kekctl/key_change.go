@@ -2,58 +2,57 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"kekd/hsm"
+	"kekd/internal/admin/evidence"
+	"kekd/internal/admin/keychange"
 	"kekd/internal/kek"
 )
 
-// keyChange is a change of one key's state: what the commands key cancel, disable,
-// enable, destroy, restore and purge have in common.
-type keyChange struct {
-	// verb is the command's name.
-	verb string
-	// allowed says why the key can't be changed so, empty if it can.
-	allowed func(s *session, k kek.Info, now time.Time) (refusal string)
-	// guarded: refused while etcd holds objects under the key.
-	guarded bool
-	// plan says in a sentence what will be done.
-	plan func(k kek.Info) string
-	// do does it, and returns the key as it is afterwards.
-	do func(ctx context.Context, s *session, k kek.Info) (kek.Info, error)
-	// done says what was done and what comes next.
-	done func(s *session, k kek.Info) string
-}
-
-// changeFlags are the flags of a keyChange.
+// changeFlags are the flags of a change of a key's state.
 type changeFlags struct {
-	yes   bool
-	force string
-	etcd  etcdFlags
+	yes       bool
+	force     string
+	wait      time.Duration
+	witnesses witnessFlags
 }
 
-// newKeyChange makes the command of a change. change is called when it runs.
-func newKeyChange(a *app, use, short, long string, guarded bool, change func() (keyChange, error)) *cobra.Command {
-	var flags changeFlags
+// newKeyChange makes the command of a change that needs no evidence.
+func newKeyChange(a *app, verb keychange.Verb, short, long string) *cobra.Command {
+	flags := new(changeFlags)
+	return keyChangeCommand(a, verb, short, long, flags, func() (int, error) { return 0, nil })
+}
+
+// newGuardedChange makes the command of a change that needs evidence. days is called
+// when it runs, and says how long a key is to stay restorable.
+func newGuardedChange(a *app, verb keychange.Verb, short, long string, days func() (int, error)) *cobra.Command {
+	flags := new(changeFlags)
+	c := keyChangeCommand(a, verb, short, long, flags, days)
+	c.Flags().StringVar(&flags.force, "force", "", "overrule the witnesses that speak against it: the key's CKA_ID `again`")
+	c.Flags().DurationVar(&flags.wait, "wait", 0, "wait this long for witnesses that only lag behind, such as after a rotation")
+	flags.witnesses.add(c.Flags())
+	return c
+}
+
+func keyChangeCommand(a *app, verb keychange.Verb, short, long string, flags *changeFlags, days func() (int, error)) *cobra.Command {
 	c := &cobra.Command{
-		Use: use + " ID", Short: short, Long: long,
+		Use: string(verb) + " ID", Short: short, Long: long,
 		Args: exactlyOne("the key's CKA_ID or key_id; kekctl key list shows both"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ch, err := change()
+			n, err := days()
 			if err != nil {
 				return err
 			}
-			return a.changeKey(cmd.Context(), args[0], ch, flags)
+			return a.changeKey(cmd.Context(), args[0], keychange.Change{Verb: verb, Days: n}, flags)
 		},
 	}
 	addYes(c, &flags.yes)
-	if guarded {
-		c.Flags().StringVar(&flags.force, "force", "", "do it although etcd holds objects under the key, or could not be asked: the key's CKA_ID `again`")
-		flags.etcd.add(c.Flags())
-	}
 	return c
 }
 
@@ -67,73 +66,111 @@ func exactlyOne(what string) cobra.PositionalArgs {
 	}
 }
 
-func (a *app) changeKey(ctx context.Context, name string, ch keyChange, flags changeFlags) error {
+func (a *app) changeKey(ctx context.Context, name string, change keychange.Change, flags *changeFlags) error {
 	s, err := a.openAdmin()
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	key, err := s.target(ctx, name)
-	if err != nil {
-		return err
-	}
-	if flags.force != "" && flags.force != key.ID.String() {
-		return codeError{exitUsage, fmt.Sprintf("--force: must repeat the key's CKA_ID %s, got %q", key.ID, flags.force)}
-	}
-	if refusal := ch.allowed(s, key, time.Now()); refusal != "" {
-		return codeError{exitFailed, refusal}
-	}
-	if ch.guarded {
-		if err := a.guard(ctx, ch.verb, key, flags); err != nil {
-			return err
+	change.Force, change.Wait = flags.force != "", flags.wait
+	change.Find = func(ring *kek.Ring) (kek.Info, error) {
+		key, err := findKey(ring, name)
+		if err == nil && change.Force && flags.force != key.ID.String() {
+			err = codeError{exitUsage, fmt.Sprintf("--force: must repeat the key's CKA_ID %s, got %q", key.ID, flags.force)}
 		}
+		return key, err
 	}
-	a.note("%s", ch.plan(key))
-	if err := a.confirm(flags.yes); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, hsmTimeout)
-	defer cancel()
-	after, err := ch.do(ctx, s, key)
+	result, err := keychange.Run(ctx, a.changeDeps(s, flags.yes, &flags.witnesses), change)
 	if err != nil {
 		return err
 	}
-	a.note("%s", ch.done(s, after))
-	result := changed{KeyID: after.KeyID(), ID: after.ID.String(), Done: ch.verb, Before: key.State.String(), DestroyAfter: after.DestroyAfter}
-	return a.print(result, func(w io.Writer) {
-		row(w, "key_id", result.KeyID)
-		row(w, "done", result.Done)
+	a.note("%s", result.Done(s.cfg.KeyRing.Refresh))
+	out := changed{
+		KeyID: result.Key.KeyID(), ID: result.Key.ID.String(), Done: string(result.Verb), Before: result.Before.String(),
+		DestroyAfter: result.Key.DestroyAfter, Evidence: result.Evidence, Overruled: result.Overruled,
+	}
+	return a.print(out, func(w io.Writer) {
+		row(w, "key_id", out.KeyID)
+		row(w, "done", out.Done)
 	})
+}
+
+// changeDeps is what a change works with.
+func (a *app) changeDeps(s *session, yes bool, flags *witnessFlags) keychange.Deps {
+	return keychange.Deps{
+		Token: sessionToken{s}, Trail: s.token.trail, Asker: asker{a, yes},
+		Witnesses:       func(ctx context.Context) evidence.Witnesses { return flags.find(ctx, s) },
+		MinDestroyDelay: s.cfg.KeyRing.Policy.MinDestroyDelay, TokenTimeout: hsmTimeout, Clock: time.Now,
+	}
 }
 
 // changed is what a change prints as JSON.
 type changed struct {
-	KeyID        string    `json:"keyID"`
-	ID           string    `json:"id"`
-	Done         string    `json:"done"`
-	Before       string    `json:"stateBefore"`
-	DestroyAfter time.Time `json:"destroyAfter,omitzero"`
+	KeyID        string             `json:"keyID"`
+	ID           string             `json:"id"`
+	Done         string             `json:"done"`
+	Before       string             `json:"stateBefore"`
+	DestroyAfter time.Time          `json:"destroyAfter,omitzero"`
+	Evidence     *evidence.Evidence `json:"evidence,omitempty"`
+	// Overruled are the witnesses that --force overruled.
+	Overruled []evidence.Finding `json:"overruled,omitempty"`
 }
 
-// target finds the key that an argument names: by its CKA_ID in hexadecimal, or
-// by its key_id. Its state is set.
+// asker is the administrator at the terminal.
+type asker struct {
+	app *app
+	yes bool
+}
+
+// Confirm implements keychange.Asker.
+func (k asker) Confirm(ctx context.Context) error { return k.app.confirm(ctx, k.yes) }
+
+// Repeat implements keychange.Asker. With --yes the text is there again already, as
+// the value of --force.
+func (k asker) Repeat(ctx context.Context, text string) error { return k.app.repeat(ctx, k.yes, text) }
+
+// Note implements keychange.Asker.
+func (k asker) Note(text string) { k.app.note("%s", text) }
+
+// sessionToken is the token for a workflow that puts its changes on record itself.
+type sessionToken struct{ s *session }
+
+// Ring implements keychange.Token.
+func (t sessionToken) Ring(ctx context.Context) (*kek.Ring, error) {
+	ring, _, err := t.s.ring(ctx)
+	if ring == nil {
+		// Nothing can be said about states, so nothing is changed.
+		return nil, err
+	}
+	return ring, nil
+}
+
+// SetUse implements keychange.Token.
+func (t sessionToken) SetUse(ctx context.Context, seen kek.Info, use hsm.Use) (kek.Info, error) {
+	return t.s.token.Token.SetUse(ctx, seen, use)
+}
+
+// Destroy implements keychange.Token.
+func (t sessionToken) Destroy(ctx context.Context, seen kek.Info) error {
+	return t.s.token.Token.Destroy(ctx, seen)
+}
+
+// target finds the key that an argument names. Its state is set.
 func (s *session) target(ctx context.Context, name string) (kek.Info, error) {
 	ctx, cancel := context.WithTimeout(ctx, hsmTimeout)
 	defer cancel()
-	ring, _, err := s.ring(ctx)
-	if ring == nil {
-		// Nothing can be said about states, so nothing is changed.
+	ring, err := sessionToken{s}.Ring(ctx)
+	if err != nil {
 		return kek.Info{}, err
 	}
-	label, id, err := kek.ParseKeyID(name)
-	if err != nil || label != ring.Label {
-		if id, err = kek.ParseID(name); err != nil {
-			return kek.Info{}, codeError{exitUsage, fmt.Sprintf("%v; give the CKA_ID or the key_id that kekctl key list shows", err)}
-		}
+	return findKey(ring, name)
+}
+
+// findKey is keychange.Find with exit codes.
+func findKey(ring *kek.Ring, name string) (kek.Info, error) {
+	key, err := keychange.Find(ring, name)
+	if bad, ok := errors.AsType[*keychange.BadName](err); ok {
+		return key, codeError{exitUsage, bad.Error()}
 	}
-	k, ok := ring.Lookup(id)
-	if !ok {
-		return kek.Info{}, codeError{exitFailed, fmt.Sprintf("the ring %q has no key %s; kekctl key list shows its keys", ring.Label, id)}
-	}
-	return k, nil
+	return key, err
 }

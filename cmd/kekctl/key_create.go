@@ -99,7 +99,7 @@ func (a *app) addKey(ctx context.Context, s *session, yes bool, plan planner, wh
 	}
 	a.note("%s on token %q (serial %s), ring %q, beside %d other(s); it becomes the primary at %s.",
 		what, token.Label, token.Serial, s.cfg.KeyRing.Label, len(keys), activation.UTC().Format(time.RFC3339))
-	if err := a.confirm(yes); err != nil {
+	if err := a.confirm(ctx, yes); err != nil {
 		return kek.Info{}, 0, err
 	}
 	id, err := kek.NewID(activation, rand.Reader)

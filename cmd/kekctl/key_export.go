@@ -30,20 +30,20 @@ changed on the token, and no key leaves it.`,
 	}
 }
 
-// evidence is what export-attributes prints. Fields are added and never renamed.
-type evidence struct {
+// exported is what export-attributes prints. Fields are added and never renamed.
+type exported struct {
 	Time    time.Time     `json:"time"`
 	Version version.Info  `json:"version"`
 	Token   httpapi.Token `json:"token"`
 	Ring    string        `json:"ring"`
-	Keys    []keyEvidence `json:"keys"`
+	Keys    []exportedKey `json:"keys"`
 	// Findings say in sentences what is not as it should be.
 	Findings []string `json:"findings"`
 }
 
-// keyEvidence is one key. A nil pointer means that the token does not tell, or that
+// exportedKey is one key. A nil pointer means that the token does not tell, or that
 // there is nothing to tell.
-type keyEvidence struct {
+type exportedKey struct {
 	ID    string `json:"id"`
 	KeyID string `json:"keyID"`
 	// State is nil where the ring is unclear.
@@ -107,10 +107,10 @@ func (a *app) keyExport(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	out := evidence{
+	out := exported{
 		Time: time.Now().UTC(), Version: version.Read(), Ring: s.cfg.KeyRing.Label,
 		Token: httpapi.NewToken(token),
-		Keys:  []keyEvidence{}, Findings: []string{},
+		Keys:  []exportedKey{}, Findings: []string{},
 	}
 	if ringErr != nil {
 		out.Findings = append(out.Findings, ringErr.Error())
@@ -135,9 +135,9 @@ func (a *app) keyExport(ctx context.Context, name string) error {
 	return a.printJSON(out)
 }
 
-func newKeyEvidence(k hsm.Evidence) keyEvidence {
+func newKeyEvidence(k hsm.Evidence) exportedKey {
 	at := k.Info.Attributes
-	e := keyEvidence{
+	e := exportedKey{
 		ID: k.Info.ID.String(), KeyID: k.Info.KeyID(), Label: at.Label, KeyType: "AES", HMACKey: k.Key.HMAC,
 		Local: at.Local, Sensitive: at.Sensitive, AlwaysSensitive: at.AlwaysSensitive,
 		Extractable: at.Extractable, NeverExtractable: at.NeverExtractable,
@@ -169,7 +169,7 @@ func newKeyEvidence(k hsm.Evidence) keyEvidence {
 }
 
 // findings says what an auditor should ask about.
-func (e keyEvidence) findings() []string {
+func (e exportedKey) findings() []string {
 	var out []string
 	is := func(b *bool, v bool) bool { return b != nil && *b == v }
 	say := func(format string, args ...any) { out = append(out, "key "+e.ID+": "+fmt.Sprintf(format, args...)) }

@@ -78,7 +78,7 @@ func (a *app) keyImportBegin(ctx context.Context, yes bool, bits int) error {
 		return err
 	}
 	a.note("Makes an RSA key pair of %d bits on token %q (serial %s).", bits, token.Label, token.Serial)
-	if err := a.confirm(yes); err != nil {
+	if err := a.confirm(ctx, yes); err != nil {
 		return err
 	}
 	key, err := s.token.BeginImport(ctx, bits)
@@ -390,7 +390,7 @@ func (a *app) keyImportAbort(ctx context.Context, yes bool, id kek.ID) error {
 	}
 	defer s.close()
 	a.note("Removes wrapping key %s from the token: what was wrapped for it can't be unwrapped any more.", id)
-	if err := a.confirm(yes); err != nil {
+	if err := a.confirm(ctx, yes); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, hsmTimeout)

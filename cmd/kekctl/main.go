@@ -76,10 +76,24 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		_, _ = fmt.Fprintln(stderr, "kekctl: hint: kekctl help shows the commands and their flags")
 		return exitUsage
 	}
-	if hint := hsm.Hint(err); hint != "" {
+	if hint := hintOf(err); hint != "" {
 		_, _ = fmt.Fprintln(stderr, "kekctl: hint:", visible(hint))
 	}
 	return exitFailed
+}
+
+// hintOf is the remedy that an error carries, empty if none.
+func hintOf(err error) string {
+	if hint := hsm.Hint(err); hint != "" {
+		return hint
+	}
+	if e, ok := errors.AsType[interface {
+		error
+		Hint() string
+	}](err); ok {
+		return e.Hint()
+	}
+	return ""
 }
 
 // newRoot makes the command tree.

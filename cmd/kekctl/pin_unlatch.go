@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"time"
 
@@ -22,11 +23,11 @@ and of the one given by --admin-pin-file. Needed only
 when the PIN itself was right, for example after the security officer unlocked
 it: a changed PIN is noticed by itself.`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error { return a.pinUnlatch() },
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.pinUnlatch(cmd.Context()) },
 	}
 }
 
-func (a *app) pinUnlatch() error {
+func (a *app) pinUnlatch(ctx context.Context) error {
 	cfg, err := config.Load(a.configPath)
 	if err != nil {
 		return err
@@ -36,7 +37,7 @@ func (a *app) pinUnlatch() error {
 		return err
 	}
 	trail := &adminTrail{app: a, cfg: cfg, store: store, log: zap.NewNop()}
-	return trail.do(audit.Unlatch, "", func() (string, error) { return "", a.unlatch(store) })
+	return trail.do(ctx, audit.Unlatch, "", func() (string, error) { return "", a.unlatch(store) })
 }
 
 // unlatch removes the latches.

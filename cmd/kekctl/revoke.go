@@ -9,12 +9,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"kekd/hsm"
+	"kekd/internal/admin/nodes"
 	"kekd/internal/kek"
 )
 
 func newRevoke(a *app) *cobra.Command {
 	var yes bool
-	var nodes nodeFlags
+	var where nodeFlags
 	var kube kubeFlags
 	etcd := etcdFlags{kube: &kube}
 	c := &cobra.Command{
@@ -31,12 +32,12 @@ rewrap before any kube-apiserver restarts, and restart them all afterwards.
 kekctl key enable takes it back.`,
 		Args: exactlyOne("the key's CKA_ID or key_id; kekctl key list shows both"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.revoke(cmd.Context(), args[0], yes, nodes, kube, etcd)
+			return a.revoke(cmd.Context(), args[0], yes, where, kube, etcd)
 		},
 	}
 	addYes(c, &yes)
 	addAdminPIN(a, c.Flags())
-	nodes.add(c.Flags())
+	where.add(c.Flags())
 	kube.add(c.Flags())
 	etcd.add(c.Flags())
 	return c
@@ -78,7 +79,7 @@ func (a *app) revoke(ctx context.Context, name string, yes bool, where nodeFlags
 	default:
 		return codeError{exitFailed, fmt.Sprintf("key %s is %s, so no kekd uses it", key.ID, key.State)}
 	}
-	nodes, err := a.watchedNodes(ctx, s, where, kube)
+	watched, err := a.watchedNodes(ctx, s, where, kube)
 	if err != nil {
 		return err
 	}
@@ -86,7 +87,7 @@ func (a *app) revoke(ctx context.Context, name string, yes bool, where nodeFlags
 	if !yes {
 		// Counting takes time that an emergency does not have.
 		a.noteObjects(ctx, key, &etcd)
-		if err := a.confirm(false); err != nil {
+		if err := a.confirm(ctx, false); err != nil {
 			return err
 		}
 		begun = time.Now()
@@ -100,35 +101,44 @@ func (a *app) revoke(ctx context.Context, name string, yes bool, where nodeFlags
 			return fmt.Errorf("%w; nothing is disabled yet", err)
 		}
 		out.Successor = next.KeyID()
-		a.awaitSuccessor(ctx, nodes, next, s.cfg.KeyRing.Refresh)
+		a.awaitSuccessor(ctx, watched, next, s.cfg.KeyRing.Refresh)
 	}
 	disabled, cancel := context.WithTimeout(ctx, hsmTimeout)
 	defer cancel()
 	if _, err := s.token.SetUse(disabled, key, hsm.Disabled()); err != nil {
 		return err
 	}
-	out.Nodes = a.awaitRefusal(ctx, nodes, key, begun, s.cfg.KeyRing.Refresh)
+	out.Nodes = a.awaitRefusal(ctx, watched, key, begun, s.cfg.KeyRing.Refresh)
 	return a.printRevocation(out)
 }
 
 // watchedNodes finds the nodes. A cluster that does not answer, or is none, must not
 // hold up a revocation: then this node alone is watched, and the others look at the
 // ring by themselves.
-func (a *app) watchedNodes(ctx context.Context, s *session, where nodeFlags, kube kubeFlags) ([]node, error) {
-	if len(where.urls) > 0 {
-		return where.find(ctx, s.cfg, nil)
+func (a *app) watchedNodes(ctx context.Context, s *session, where nodeFlags, kube kubeFlags) ([]nodes.Node, error) {
+	if len(where.named(s.cfg)) > 0 {
+		return all(where.find(ctx, s.cfg, nil))
 	}
 	c, err := kube.connect()
 	if err == nil {
 		limited, cancel := context.WithTimeout(ctx, askTimeout)
 		defer cancel()
-		var nodes []node
-		if nodes, err = where.find(limited, s.cfg, c); err == nil {
-			return nodes, nil
+		var found []nodes.Node
+		if found, err = all(where.find(limited, s.cfg, c)); err == nil {
+			return found, nil
 		}
 	}
 	a.note("kekctl: warning: no cluster to find the nodes in, so only this one is watched; name them with --node (%s)", oneLine(err))
-	return where.find(ctx, s.cfg, nil)
+	return all(where.find(ctx, s.cfg, nil))
+}
+
+// all are the nodes as what can be asked.
+func all(found []nodes.HTTP, err error) ([]nodes.Node, error) {
+	var list []nodes.Node
+	for _, n := range found {
+		list = append(list, n)
+	}
+	return list, err
 }
 
 // noteObjects says how much will be unreadable.
@@ -150,17 +160,17 @@ const successorGrace = 2 * time.Second
 // awaitSuccessor waits until every node that answers and sees the token encrypts
 // under the new key, but no longer than a node may take to notice it by itself: the
 // old key must go.
-func (a *app) awaitSuccessor(ctx context.Context, nodes []node, next kek.Info, refresh time.Duration) {
+func (a *app) awaitSuccessor(ctx context.Context, watched []nodes.Node, next kek.Info, refresh time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, max(refresh, successorGrace))
 	defer cancel()
 	behind := make(map[string]string) // why, by node
 	_ = poll(ctx, pollPause, func() bool {
 		waiting := false
-		for _, r := range askAll(ctx, nodes) {
-			delete(behind, r.node.name)
-			if r.err != nil || r.status.Health.KeyID != next.KeyID() {
-				behind[r.node.name] = r.trouble()
-				waiting = waiting || r.err == nil && r.status.RingProblem == ""
+		for _, r := range nodes.AskAll(ctx, watched) {
+			delete(behind, r.Node.Name())
+			if r.Err != nil || r.Status.Health.KeyID != next.KeyID() {
+				behind[r.Node.Name()] = r.Trouble()
+				waiting = waiting || r.Err == nil && r.Status.RingProblem == ""
 			}
 		}
 		return !waiting
@@ -176,20 +186,20 @@ func (a *app) awaitSuccessor(ctx context.Context, nodes []node, next kek.Info, r
 const refusalGrace = 10 * time.Second
 
 // awaitRefusal watches until every node refuses the key.
-func (a *app) awaitRefusal(ctx context.Context, nodes []node, key kek.Info, begun time.Time, refresh time.Duration) []nodeRefusal {
+func (a *app) awaitRefusal(ctx context.Context, watched []nodes.Node, key kek.Info, begun time.Time, refresh time.Duration) []nodeRefusal {
 	ctx, cancel := context.WithTimeout(ctx, refresh+refusalGrace)
 	defer cancel()
-	seen := make([]nodeRefusal, len(nodes))
+	seen := make([]nodeRefusal, len(watched))
 	_ = poll(ctx, pollPause, func() bool {
 		done := true
-		for i, r := range askAll(ctx, nodes) {
+		for i, r := range nodes.AskAll(ctx, watched) {
 			if seen[i].Seconds > 0 {
 				continue
 			}
-			seen[i] = nodeRefusal{Node: r.node.name, Problem: r.stillUses(key)}
+			seen[i] = nodeRefusal{Node: r.Node.Name(), Problem: stillUses(r, key)}
 			if seen[i].Problem == "" {
 				seen[i].Seconds = time.Since(begun).Seconds()
-				a.note("%s refuses the key after %.1f s.", r.node.name, seen[i].Seconds)
+				a.note("%s refuses the key after %.1f s.", r.Node.Name(), seen[i].Seconds)
 			}
 			done = done && seen[i].Problem == ""
 		}
@@ -199,13 +209,13 @@ func (a *app) awaitRefusal(ctx context.Context, nodes []node, key kek.Info, begu
 }
 
 // stillUses says why a node can't be said to refuse a key; empty if it refuses it.
-func (r report) stillUses(key kek.Info) string {
-	if r.err != nil || r.status.KeyRing == nil {
-		return "it does not answer: " + r.trouble()
+func stillUses(r nodes.Report, key kek.Info) string {
+	if r.Err != nil || r.Status.KeyRing == nil {
+		return "it does not answer: " + r.Trouble()
 	}
-	for _, k := range r.status.KeyRing.Keys {
+	for _, k := range r.Status.KeyRing.Keys {
 		if k.ID == key.ID.String() && k.State != kek.Disabled.String() && k.State != kek.Scheduled.String() {
-			return fmt.Sprintf("the key is %s there; %s", k.State, r.trouble())
+			return fmt.Sprintf("the key is %s there; %s", k.State, r.Trouble())
 		}
 	}
 	return ""

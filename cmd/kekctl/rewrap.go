@@ -218,7 +218,7 @@ func (r *rewrapping) begin(ctx context.Context, p *rewrap.Plan) error {
 		return nil
 	}
 	r.note("%d objects will be written anew, to stand under %s.", p.Stale, r.keyID)
-	return r.confirm(r.yes)
+	return r.confirm(ctx, r.yes)
 }
 
 // awaitServers waits until every API server encrypts under the primary. Written anew

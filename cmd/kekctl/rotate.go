@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"kekd/internal/admin/keychange"
+	"kekd/internal/admin/nodes"
 	"kekd/internal/cluster"
 	"kekd/internal/kek"
 	"kekd/internal/keypolicy"
@@ -80,7 +82,7 @@ type rotator struct {
 
 	session *session
 	cluster *cluster.Cluster
-	nodes   []node
+	nodes   []nodes.Node
 	servers []*cluster.APIServer
 
 	// key is the one that takes over.
@@ -158,7 +160,7 @@ func (r *rotator) connect(ctx context.Context) error {
 	if r.servers, err = apiServers(ctx, r.cluster, r.serverURLs); err != nil {
 		return err
 	}
-	if r.nodes, err = r.nodeFlags.find(ctx, r.session.cfg, r.cluster); err != nil {
+	if r.nodes, err = all(r.nodeFlags.find(ctx, r.session.cfg, r.cluster)); err != nil {
 		return err
 	}
 	// Not to be found out when half of the way is gone.
@@ -276,10 +278,10 @@ func (r *rotator) await(ctx context.Context, n int, step string, pause time.Dura
 }
 
 // sightings has all nodes look at the ring, and judge what they say.
-func (r *rotator) sightings(ctx context.Context, judge func(report) (seen, missing string)) []sighting {
+func (r *rotator) sightings(ctx context.Context, judge func(nodes.Report) (seen, missing string)) []sighting {
 	var all []sighting
-	for _, n := range askAll(ctx, r.nodes) {
-		s := sighting{name: n.node.name}
+	for _, n := range nodes.AskAll(ctx, r.nodes) {
+		s := sighting{name: n.Node.Name()}
 		s.seen, s.missing = judge(n)
 		all = append(all, s)
 	}
@@ -302,16 +304,16 @@ func (r *rotator) nodesStep(ctx context.Context) error {
 	limited, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	err := r.await(limited, 3, "nodes", pollPause, func() []sighting {
-		return r.sightings(limited, func(n report) (string, string) {
-			switch k, known := n.key(r.key.KeyID()); {
+		return r.sightings(limited, func(n nodes.Report) (string, string) {
+			switch k, known := n.Key(r.key.ID.String()); {
 			case !known:
-				return "", "does not see it: " + n.trouble()
+				return "", "does not see it: " + n.Trouble()
 			case !k.Proven:
-				return "", "could not use it: " + cmp.Or(k.Problem, n.trouble())
-			case n.status.RingProblem != "":
-				return "", "had proven it before: " + n.trouble()
+				return "", "could not use it: " + cmp.Or(k.Problem, n.Trouble())
+			case n.Status.RingProblem != "":
+				return "", "had proven it before: " + n.Trouble()
 			}
-			return "has proven the key" + skew(n.ahead), ""
+			return "has proven the key" + skew(n.Ahead), ""
 		})
 	})
 	if err == nil || ctx.Err() != nil {
@@ -336,15 +338,15 @@ func skew(ahead time.Duration) string {
 // giveUpKey cancels a key that not all nodes have seen, if this run made it: a
 // node that lacks it could not read what the others write.
 func (r *rotator) giveUpKey(ctx context.Context) error {
-	cancelling := cancelChange()
-	if refusal := cancelling.allowed(r.session, r.key, time.Now()); !r.created || refusal != "" {
-		return codeError{exitFailed, fmt.Sprintf("not all nodes have proven key %s, which activates at %s; mend them, or cancel it with kekctl key cancel %s",
-			r.key.ID, r.key.Activation.Format(time.RFC3339), r.key.ID)}
+	still := fmt.Sprintf("not all nodes have proven key %s, which activates at %s; mend them, or cancel it with kekctl key cancel %s",
+		r.key.ID, r.key.Activation.Format(time.RFC3339), r.key.ID)
+	if !r.created {
+		return codeError{exitFailed, still}
 	}
-	ctx, cancel := context.WithTimeout(ctx, hsmTimeout)
-	defer cancel()
-	if _, err := cancelling.do(ctx, r.session, r.key); err != nil {
-		return err
+	flags := &witnessFlags{nodes: r.nodeFlags, servers: r.serverURLs, kube: r.kube, etcd: r.etcd}
+	cancelling := keychange.Change{Verb: keychange.Cancel, Find: func(ring *kek.Ring) (kek.Info, error) { return findKey(ring, r.key.ID.String()) }}
+	if _, err := keychange.Run(ctx, r.changeDeps(r.session, true, flags), cancelling); err != nil {
+		return fmt.Errorf("%s (not cancelled: %w)", still, err)
 	}
 	if err := r.session.store.Remove(journeyName); err != nil {
 		return err
@@ -367,9 +369,9 @@ func (r *rotator) activationStep(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, r.session.cfg.KeyRing.Refresh+activationGrace)
 	defer cancel()
 	err := r.await(limited, 4, "activation", pollPause, func() []sighting {
-		return r.sightings(limited, func(n report) (string, string) {
-			if n.err != nil || n.status.Health.KeyID != r.key.KeyID() {
-				return "", "does not encrypt under it: " + n.trouble()
+		return r.sightings(limited, func(n nodes.Report) (string, string) {
+			if n.Err != nil || n.Status.Health.KeyID != r.key.KeyID() {
+				return "", "does not encrypt under it: " + n.Trouble()
 			}
 			return "encrypts under the key", ""
 		})

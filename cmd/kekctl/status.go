@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 	kmsapi "k8s.io/kms/apis/v2"
 
+	"kekd/internal/admin/nodes"
 	"kekd/internal/config"
 	"kekd/internal/conformance"
 	"kekd/internal/httpapi"
@@ -55,7 +56,7 @@ func (a *app) status(ctx context.Context) error {
 	}
 	if cfg.HTTP.Address == "" {
 		out.HTTPError = "turned off"
-	} else if out.HTTP, err = localNode(cfg).status(ctx); err != nil {
+	} else if out.HTTP, err = nodes.Local(cfg.HTTP.Address).Status(ctx); err != nil {
 		out.HTTPError = err.Error()
 	}
 	if err := a.print(out, func(w io.Writer) { statusTable(w, cfg, out) }); err != nil {

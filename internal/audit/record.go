@@ -37,18 +37,29 @@ const (
 	// Configure: the configuration differs from that of the run before.
 	Configure = "configure"
 
-	// The rest is what kekctl does; its command stands in the detail.
+	// The rest is what kekctl does, by the verb of its command where there is one for
+	// the operation; the command itself is in the detail.
 	Create      = "create"
+	Cancel      = "cancel" // a pending key
 	Disable     = "disable"
 	Enable      = "enable"
-	Schedule    = "schedule-destruction"
-	Destroy     = "destroy"
+	Destroy     = "destroy" // a destruction is scheduled
+	Restore     = "restore"
+	Purge       = "purge" // the key is gone
 	Import      = "import"
 	ImportBegin = "import-begin"
 	ImportAbort = "import-abort"
 	Unlatch     = "pin-unlatch"
 	CreateAudit = "create-audit-key"
 )
+
+// Operations lists all of them.
+func Operations() []string {
+	return []string{
+		Encrypt, Decrypt, CallerRefused, Wrap, Unwrap, Probe, Prove, Login, Publish, Withdraw, State, Configure,
+		Create, Cancel, Disable, Enable, Destroy, Restore, Purge, Import, ImportBegin, ImportAbort, Unlatch, CreateAudit,
+	}
+}
 
 // Where an Encrypt or Decrypt was served from.
 const (

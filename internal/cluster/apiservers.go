@@ -27,6 +27,9 @@ type APIServer struct {
 	client *http.Client
 }
 
+// Name is the server's URL.
+func (s *APIServer) Name() string { return s.URL }
+
 // APIServers finds all API servers of the cluster: the endpoints of the service
 // "kubernetes". A cluster that does not list them has the kubeconfig's server only.
 func (c *Cluster) APIServers(ctx context.Context) ([]*APIServer, error) {

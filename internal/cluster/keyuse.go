@@ -18,6 +18,9 @@ import (
 	"kekd/internal/kek"
 )
 
+// ErrNoKMS is the answer of an API server that has no KMS v2 provider.
+var ErrNoKMS = errors.New("it does not encrypt with a KMS v2 provider")
+
 // KeyUse is which KEKs an API server encrypts with. Key ids come as the hashes
 // that kube-apiserver publishes (kek.KeyIDHash).
 type KeyUse struct {
@@ -93,7 +96,7 @@ func (s *APIServer) healthy(ctx context.Context, path string) (string, error) {
 	switch {
 	case err != nil:
 	case code == http.StatusNotFound:
-		err = errors.New("it does not encrypt with a KMS v2 provider")
+		err = ErrNoKMS
 	case code == http.StatusUnauthorized || code == http.StatusForbidden:
 		err = refusal(code, body)
 	}

@@ -25,6 +25,9 @@ var (
 	// ErrRefused: the token forbids the operation with this key, for example
 	// because CKA_ENCRYPT is false.
 	ErrRefused = errors.New("the token refuses this use of the KEK")
+	// ErrChanged: the key on the token is not as it was when the change was decided;
+	// nothing was changed, or somebody else changed the same key at the same time.
+	ErrChanged = errors.New("the KEK was changed meanwhile")
 	// ErrPIN: the PIN was refused, or is locked or expired; it is not tried
 	// again before its source changes or an operator clears the latch.
 	ErrPIN = errors.New("the token refused the PIN")
@@ -63,6 +66,7 @@ var classes = [...]struct {
 	name string
 }{
 	{ErrRevoked, "revoked"},
+	{ErrChanged, "changed"},
 	{ErrRefused, "refused"},
 	{ErrUnknownKey, "unknown-key"},
 	{ErrWrongKeyID, "wrong-key-id"},
