@@ -138,16 +138,16 @@ func testAPIServerStillUsesKey(t *testing.T, w *world) {
 	for _, n := range w.nodes {
 		w.awaitKey(t, n, fresh.KeyID, soon)
 	}
-	w.requireRefused(t, n.try(t, w.with("key", "disable", old.ID, "--yes")...), old.ID, "enabled", w.witnesses()...)
+	w.requireRefused(t, n.try(t, "key", "disable", old.ID, "--yes"), old.ID, "enabled", w.witnesses()...)
 	w.putRight(t, old)
-	w.requireRefused(t, n.try(t, w.with("key", "destroy", old.ID, "--yes", "--after", "30d")...), old.ID, "enabled", w.witnesses()...)
+	w.requireRefused(t, n.try(t, "key", "destroy", old.ID, "--yes", "--after", "30d"), old.ID, "enabled", w.witnesses()...)
 	w.putRight(t, old)
 
 	w.relabel(t, old.ID, due())
 	for _, n := range w.nodes {
 		n.awaitState(t, old.KeyID, "scheduled-for-destruction")
 	}
-	w.requireRefused(t, n.try(t, w.with("key", "purge", old.ID, "--yes")...), old.ID, "scheduled", w.witnesses()...)
+	w.requireRefused(t, n.try(t, "key", "purge", old.ID, "--yes"), old.ID, "scheduled", w.witnesses()...)
 	if stateOnToken(t, w.token, old.ID) == "gone" {
 		w.giveUp(old.KeyID)
 	}
@@ -194,9 +194,9 @@ func (w *world) replaced(t *testing.T) key {
 func testTwoAdministrators(t *testing.T, w *world) {
 	old := w.replaced(t)
 	for range 3 {
-		free := []func(){w.nodes[0].holdAudit(t), w.nodes[1].holdAudit(t)}
-		destroy := w.nodes[0].start(t, w.with("key", "destroy", old.ID, "--after", "30d", "--yes", "--force", old.ID)...)
-		disable := w.nodes[1].start(t, w.with("key", "disable", old.ID, "--yes", "--force", old.ID)...)
+		free := []func(){w.nodes[0].holdTurn(t), w.nodes[1].holdTurn(t)}
+		destroy := w.nodes[0].start(t, "key", "destroy", old.ID, "--after", "30d", "--yes", "--force", old.ID)
+		disable := w.nodes[1].start(t, "key", "disable", old.ID, "--yes", "--force", old.ID)
 		destroy.awaitText(t, "out of use")
 		disable.awaitText(t, "isables")
 		for _, f := range free {
@@ -223,8 +223,8 @@ func testRestoredBeforePurge(t *testing.T, w *world) {
 	for _, n := range w.nodes {
 		n.awaitState(t, old.KeyID, "scheduled-for-destruction")
 	}
-	free := w.nodes[0].holdAudit(t)
-	purge := w.nodes[0].start(t, w.with("key", "purge", old.ID, "--yes", "--force", old.ID)...)
+	free := w.nodes[0].holdTurn(t)
+	purge := w.nodes[0].start(t, "key", "purge", old.ID, "--yes", "--force", old.ID)
 	purge.awaitText(t, "DESTROYS", "for good")
 	w.nodes[1].must(t, "key", "restore", old.ID, "--yes")
 	free()
@@ -252,7 +252,7 @@ func (w *world) overActivation(t *testing.T, begin func(fresh key) (cancel *comm
 func testYesAfterActivation(t *testing.T, w *world) {
 	w.overActivation(t, func(fresh key) (*command, func()) {
 		keyboard, input := terminal(t)
-		c := w.nodes[0].startWith(t, input, w.with("key", "cancel", fresh.ID)...)
+		c := w.nodes[0].startWith(t, input, "key", "cancel", fresh.ID)
 		c.awaitText(t, "[y/N]")
 		return c, func() {
 			if _, err := keyboard.WriteString("y\n"); err != nil {
@@ -266,8 +266,8 @@ func testYesAfterActivation(t *testing.T, w *world) {
 // activates.
 func testAuditLockedOverActivation(t *testing.T, w *world) {
 	w.overActivation(t, func(fresh key) (*command, func()) {
-		free := w.nodes[0].holdAudit(t)
-		c := w.nodes[0].start(t, w.with("key", "cancel", fresh.ID, "--yes")...)
+		free := w.nodes[0].holdTurn(t)
+		c := w.nodes[0].start(t, "key", "cancel", fresh.ID, "--yes")
 		c.awaitText(t, "emoves the pending key", fresh.ID)
 		return c, free
 	})
@@ -282,13 +282,13 @@ func testCancelNodeAhead(t *testing.T, w *world) {
 	for range 20 {
 		w.mustSeal(t, ahead)
 	}
-	w.requireRefused(t, w.nodes[0].try(t, w.with("key", "cancel", fresh.ID, "--yes")...), fresh.ID, "enabled", strings.TrimPrefix(ahead.kekd.URL, "http://"))
+	w.requireRefused(t, w.nodes[0].try(t, "key", "cancel", fresh.ID, "--yes"), fresh.ID, "enabled", strings.TrimPrefix(ahead.kekd.URL, "http://"))
 	for _, n := range w.nodes {
 		n.awaitState(t, fresh.KeyID, map[bool]string{true: "primary", false: "pending"}[n == ahead])
 	}
 	w.requireAllOpen(t, w.givenUp...)
 	ahead.kekd.JumpClock(t, 0)
-	w.requireRefused(t, w.nodes[0].try(t, w.with("key", "cancel", fresh.ID, "--yes")...), fresh.ID, "enabled", strings.TrimPrefix(ahead.kekd.URL, "http://"))
+	w.requireRefused(t, w.nodes[0].try(t, "key", "cancel", fresh.ID, "--yes"), fresh.ID, "enabled", strings.TrimPrefix(ahead.kekd.URL, "http://"))
 }
 
 // testFailedCreates: whatever fails in a create, no key is left that kekctl does not

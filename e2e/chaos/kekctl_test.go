@@ -52,10 +52,13 @@ func (o *output) String() string {
 	return o.b.String()
 }
 
-// launch starts a program in a process group of its own. It dies with the test binary.
-func launch(path string, stdin *os.File, args ...string) (*command, error) {
+// launch starts kekctl on a node, in a process group of its own. It dies with the test
+// binary.
+func (n *node) launch(stdin *os.File, args ...string) (*command, error) {
+	args = append([]string{"--config", n.kekd.ConfigFile()}, args...)
 	c := &command{args: args, exited: make(chan struct{}), begun: time.Now()}
-	cmd := exec.Command(path, args...)
+	cmd := exec.Command(n.kekctlPath, args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+n.kubeconfig)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, &c.stdout, &c.stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if stdin != nil {
@@ -149,7 +152,7 @@ func (n *node) start(t testing.TB, args ...string) *command {
 
 func (n *node) startWith(t testing.TB, stdin *os.File, args ...string) *command {
 	t.Helper()
-	c, err := launch(n.kekctlPath, stdin, append([]string{"--config", n.kekd.ConfigFile()}, args...)...)
+	c, err := n.launch(stdin, args...)
 	if err != nil {
 		t.Fatalf("start kekctl: %v", err)
 	}
@@ -209,19 +212,29 @@ func terminal(t *testing.T) (keyboard, input *os.File) {
 	return keyboard, input
 }
 
-// holdAudit takes the lock of kekctl's audit trail on a node, as another kekctl that is
-// about to change something does, until free is called.
-func (n *node) holdAudit(t *testing.T) (free func()) {
+// holdTurn takes the locks by which one kekctl at a time changes the token from a node,
+// as another kekctl does that is about to, until free is called.
+func (n *node) holdTurn(t *testing.T) (free func()) {
 	t.Helper()
-	f, err := os.OpenFile(filepath.Join(n.kekd.AuditDir(), "kekctl.lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		t.Fatalf("open the lock of the audit trail: %v", err)
-	}
+	var held []*os.File
 	var once sync.Once
-	free = func() { once.Do(func() { _ = f.Close() }) }
+	free = func() {
+		once.Do(func() {
+			for _, f := range held {
+				_ = f.Close()
+			}
+		})
+	}
 	t.Cleanup(free)
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
-		t.Fatalf("lock the audit trail: %v", err)
+	for _, path := range []string{filepath.Join(n.kekd.AuditDir(), "kekctl.lock"), filepath.Join(n.kekd.StateDir(), "admin.lock")} {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			t.Fatalf("open a lock of kekctl: %v", err)
+		}
+		held = append(held, f)
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+			t.Fatalf("take a lock of kekctl: %v", err)
+		}
 	}
 	return free
 }

@@ -204,16 +204,14 @@ func (h *history) choose(c ctx, r *rand.Rand, n *node) (args []string, target st
 	case p < 90:
 		return h.on("purge", of("scheduled-for-destruction"))
 	case p < 93:
-		id := of("primary", "retired")
-		args, target = h.on("revoke", id)
-		if args != nil {
-			args = append(append([]string{"revoke", id, "--yes"}, h.w.nodeFlags()...), h.w.witness...)
+		if id := of("primary", "retired"); id != "" {
+			return []string{"revoke", id, "--yes"}, id
 		}
-		return args, target
+		return nil, ""
 	case p < 97:
-		return h.w.with("rewrap", "--yes", "--method", "update", "--rate", "200"), ""
+		return []string{"rewrap", "--yes", "--method", "update", "--rate", "200"}, ""
 	}
-	return append(h.w.with("rotate", "--yes", "--activate-in", "4s", "--method", "update", "--rate", "200"), h.w.nodeFlags()...), ""
+	return []string{"rotate", "--yes", "--activate-in", "4s", "--method", "update", "--rate", "200"}, ""
 }
 
 // on is a command on a key.
@@ -221,7 +219,7 @@ func (h *history) on(verb, id string, more ...string) ([]string, string) {
 	if id == "" {
 		return nil, ""
 	}
-	return h.w.with(append([]string{"key", verb, id, "--yes"}, more...)...), id
+	return append([]string{"key", verb, id, "--yes"}, more...), id
 }
 
 // look is what a node knows of the ring, by its /status.
@@ -244,7 +242,7 @@ func (n *node) look(c ctx) ([]key, error) {
 
 // command runs kekctl, interrupted perhaps, and notes what it reports.
 func (h *history) command(r *rand.Rand, who string, n *node, args []string, target string) {
-	c, err := launch(n.kekctlPath, nil, append([]string{"--config", n.kekd.ConfigFile()}, args...)...)
+	c, err := n.launch(nil, args...)
 	if err != nil {
 		h.wrong("%s cannot start kekctl: %v", who, err)
 		return
@@ -285,7 +283,7 @@ func (h *history) ended(who string, c *command, target, harm string) {
 	if len(said) > 300 {
 		said = said[:150] + " ... " + said[len(said)-150:]
 	}
-	h.note("%s, from %.2f: %s ended with %d %s %q", who, c.begun.Sub(h.begun).Seconds(), strings.Join(short(c.args[2:]), " "), c.code, harm, said)
+	h.note("%s, from %.2f: %s ended with %d %s %q", who, c.begun.Sub(h.begun).Seconds(), strings.Join(c.args[2:], " "), c.code, harm, said)
 	if target == "" {
 		return
 	}
@@ -300,20 +298,6 @@ func (h *history) ended(who string, c *command, target, harm string) {
 		// A refusal that names its reason has changed nothing; what else fails may have.
 		undone: c.code == 1 && strings.Contains(said, "stays as it is"),
 	})
-}
-
-// short leaves the witnesses out of a command line.
-func short(args []string) []string {
-	var out []string
-	for i := 0; i < len(args); i++ {
-		switch args[i] {
-		case "--kubeconfig", "--etcd-endpoints", "--node":
-			i++
-		default:
-			out = append(out, args[i])
-		}
-	}
-	return out
 }
 
 // damage breaks one thing after the other until the end.
@@ -454,11 +438,7 @@ func (h *history) repair(t *testing.T) {
 // rotate requires that one rotation gets the ring out of whatever state it is in.
 func (h *history) rotate(t *testing.T) {
 	n := h.w.nodes[0]
-	args := append(h.w.with("rotate", "--yes", "--activate-in", "5s", "--method", "update", "--rate", "1000"), h.w.nodeFlags()...)
-	for _, n := range h.w.nodes {
-		args = append(args, "--apiserver", n.apiserver.URL)
-	}
-	c := n.start(t, args...)
+	c := n.start(t, "rotate", "--yes", "--activate-in", "5s", "--method", "update", "--rate", "1000")
 	select {
 	case <-c.exited:
 	case <-time.After(repairWithin):

@@ -18,7 +18,7 @@ import (
 func (w *world) revoke(t *testing.T, by *node, k key) *command {
 	t.Helper()
 	w.giveUp(k.KeyID)
-	c := by.try(t, append([]string{"revoke", k.ID, "--yes", "-o", "json"}, append(w.nodeFlags(), w.witness...)...)...)
+	c := by.try(t, append([]string{"revoke", k.ID, "--yes", "-o", "json"}, w.nodeFlags()...)...)
 	wrong := map[*node]string{}
 	for _, n := range w.nodes {
 		c, cancel := context.WithTimeout(t.Context(), callTimeout)
@@ -100,7 +100,7 @@ func testRevokeHSMLost(t *testing.T, w *world) {
 	n := w.nodes[0]
 	old := n.primary(t)
 	n.kekd.Token.Faults(t, "C_SetAttributeValue rv=0x30")
-	c := n.try(t, append([]string{"revoke", old.ID, "--yes", "-o", "json"}, append(w.nodeFlags(), w.witness...)...)...)
+	c := n.try(t, append([]string{"revoke", old.ID, "--yes", "-o", "json"}, w.nodeFlags()...)...)
 	if c.code != 1 {
 		t.Errorf("want exit code 1: %v", c)
 	}

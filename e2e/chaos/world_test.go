@@ -48,6 +48,7 @@ type node struct {
 	kekd       *harness.Kekd
 	kms        *harness.KMS
 	kekctlPath string
+	kubeconfig string
 	apiserver  *harness.APIServer
 	kube       kubernetes.Interface
 }
@@ -56,11 +57,8 @@ type node struct {
 type world struct {
 	nodes []*node
 	// token is the token as no kekd sees it, and never taken away.
-	token *harness.Token
-	etcd  *clientv3.Client
-	// witness are the flags by which kekctl finds etcd and the cluster.
-	witness []string
-	cluster string
+	token   *harness.Token
+	etcd    *clientv3.Client
 	options harness.KekdOptions
 
 	mu     sync.Mutex
@@ -119,7 +117,9 @@ func (w *world) addAPIServer(t *testing.T, etcd *harness.Etcd, n *node) {
 		n.apiserver = first.apiserver.Sibling(t, config)
 	} else {
 		n.apiserver = harness.NewAPIServer(t, etcd, config)
-		w.witness = append(w.witness, "--kubeconfig", n.apiserver.Kubeconfig(t))
+		for _, each := range w.nodes {
+			each.kubeconfig = n.apiserver.Kubeconfig(t)
+		}
 	}
 	n.apiserver.Start(t)
 	n.apiserver.WaitStatus(t, "/readyz", http.StatusOK, 2*time.Minute)
@@ -139,17 +139,12 @@ func (w *world) describeCluster(t *testing.T, etcd *harness.Etcd) {
 			servers = append(servers, n.apiserver.URL)
 		}
 	}
-	w.cluster = fmt.Sprintf(`{etcd: {endpoints: [%q]}, nodes: ["%s"], apiServers: ["%s"], resources: [secrets]}`,
+	w.options.Cluster = fmt.Sprintf(`{etcd: {endpoints: [%q]}, nodes: ["%s"], apiServers: ["%s"], resources: [secrets]}`,
 		etcd.Endpoint, strings.Join(nodes, `", "`), strings.Join(servers, `", "`))
-	w.witness = append(w.witness, "--etcd-endpoints", etcd.Endpoint)
-	w.options.Cluster = w.cluster
 	for _, n := range w.nodes {
 		n.kekd.Configure(t, w.options)
 	}
 }
-
-// with puts the flags behind a command by which kekctl finds the witnesses.
-func (w *world) with(args ...string) []string { return append(args, w.witness...) }
 
 // key is a KEK as kekctl lists it.
 type key struct{ ID, KeyID, State string }
