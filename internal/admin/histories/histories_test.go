@@ -53,7 +53,7 @@ func run(ctx context.Context, rt *rapid.T, made map[keychange.Verb]int) {
 	for i := range 3 {
 		n := &node{w: w, name: string(rune('a' + i)), lastUsed: map[kek.ID]time.Time{}}
 		w.nodes = append(w.nodes, n)
-		w.servers = append(w.servers, &server{w: w, node: n, name: "apiserver " + n.name, asks: rapid.Bool().Draw(rt, "asks")})
+		w.servers = append(w.servers, &server{w: w, node: n, name: "apiserver " + n.name, asks: rapid.Bool().Draw(rt, "asks"), adopts: between(rt, 0, 30*time.Second, "adopts")})
 	}
 	w.create(0)
 	time.Sleep(2 * time.Minute)
@@ -74,16 +74,24 @@ func run(ctx context.Context, rt *rapid.T, made map[keychange.Verb]int) {
 func step(ctx context.Context, rt *rapid.T, w *world, last *time.Time, made map[keychange.Verb]int) {
 	n := w.nodes[rapid.IntRange(0, 2).Draw(rt, "node")]
 	s := w.servers[rapid.IntRange(0, 2).Draw(rt, "server")]
-	switch rapid.SampledFrom([]string{"create", "commands", "commands", "commands", "commands", "wait", "wait", "days", "clock", "cut", "silent", "server", "etcd", "heal", "rewrap", "rewrap", "revoke", "write"}).Draw(rt, "event") {
+	switch rapid.SampledFrom([]string{"create", "commands", "commands", "commands", "retire", "retire", "withdraw", "wait", "wait", "days", "days", "clock", "cut", "silent", "server", "etcd", "heal", "rewrap", "rewrap", "revoke", "write"}).Draw(rt, "event") {
 	case "create":
 		w.create(between(rt, 0, 5*time.Minute, "activates in"))
+	case "retire": // a key takes over, and somebody is in a hurry to get rid of the old one
+		w.create(0)
+		time.Sleep(between(rt, 0, 2*time.Minute, "for"))
+		rewrap(w)
+		commands(ctx, rt, w, last, made)
+	case "withdraw": // a key is cancelled late
+		w.create(between(rt, 16*time.Second, 2*time.Minute, "activates in"))
+		commands(ctx, rt, w, last, made)
 	case "commands":
 		commands(ctx, rt, w, last, made)
 	case "wait":
 		time.Sleep(between(rt, 1*time.Second, 4*time.Minute, "for"))
 		w.note("time passes")
 	case "days":
-		time.Sleep(between(rt, 24*time.Hour, 60*time.Hour, "for"))
+		time.Sleep(between(rt, 24*time.Hour, 72*time.Hour, "for"))
 		w.note("days pass")
 	case "clock":
 		n.ahead = between(rt, -3*time.Minute, 3*time.Minute, "ahead")
@@ -149,15 +157,16 @@ func commands(ctx context.Context, rt *rapid.T, w *world, last *time.Time, made 
 	for range rapid.IntRange(1, 2).Draw(rt, "administrators") {
 		a := &administrator{
 			w: w, last: last, node: w.nodes[rapid.IntRange(0, 2).Draw(rt, "on")],
-			thinks: between(rt, 0, 90*time.Second, "thinks"), queues: between(rt, 0, 15*time.Second, "queues"), works: between(rt, 0, 20*time.Second, "works"),
+			thinks: between(rt, 0, 90*time.Second, "thinks"), queues: between(rt, 0, 15*time.Second, "queues"), works: between(rt, 0, 40*time.Second, "works"),
 		}
-		i := rapid.IntRange(0, len(w.keys)-1).Draw(rt, "key")
+		// The newest keys are those that are in use, and about to be.
+		i := max(0, len(w.keys)-1-rapid.SampledFrom([]int{0, 0, 1, 1, 1, 2, 3, 5}).Draw(rt, "key"))
 		id := w.keys[i].ID
 		c := keychange.Change{
 			Verb:  verb(rt, w.keys[i], a),
 			Find:  func(r *kek.Ring) (kek.Info, error) { return keychange.Find(r, id.String()) },
 			Days:  rapid.IntRange(1, 3).Draw(rt, "days"),
-			Force: rapid.IntRange(0, 9).Draw(rt, "force") == 0,
+			Force: rapid.IntRange(0, 19).Draw(rt, "force") == 0,
 			Wait:  between(rt, 0, 5*time.Minute, "waits"),
 		}
 		if rapid.Bool().Draw(rt, "at once") {

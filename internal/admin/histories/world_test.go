@@ -109,10 +109,14 @@ type server struct {
 	silent bool
 	// asks: it asks the plugin when it is asked for its health.
 	asks bool
-	// seed is the key of the seed that it writes under; polled is when the plugin last
-	// answered.
-	seed   kek.Info
+	// status is the key that the plugin named last, and polled when.
+	status kek.Info
 	polled time.Time
+	// seed is the key of the seed that it writes under, which follows after adopts.
+	seed   kek.Info
+	adopts time.Duration
+	// changed is when the plugin named another key.
+	changed time.Time
 }
 
 func (s *server) poll(at time.Time) {
@@ -120,12 +124,24 @@ func (s *server) poll(at time.Time) {
 		return
 	}
 	s.node.use(at)
-	s.seed, s.polled = s.node.current, at
+	if s.status.ID != s.node.current.ID {
+		s.changed = at
+	}
+	s.status, s.polled = s.node.current, at
+	s.adopt(at)
+}
+
+// adopt has the server write under the key that it was told of a while ago.
+func (s *server) adopt(at time.Time) {
+	if at.Sub(s.changed) >= s.adopts || s.seed.ID == "" {
+		s.seed = s.status
+	}
 }
 
 // write stores an object, if the server can.
 func (s *server) write() {
 	now := time.Now()
+	s.adopt(now)
 	if s.seed.ID == "" || now.Sub(s.polled) > keeps {
 		return
 	}
@@ -377,8 +393,8 @@ func (s askedServer) KeyInUse(context.Context) (use cluster.KeyUse, err error) {
 		if s.s.node.current.ID == "" {
 			use.Problem = "kms-provider-0: the plugin has no key"
 		}
-		if s.s.seed.ID != "" {
-			use.Providers = []cluster.ProviderUse{{Name: "kekd", Status: kek.KeyIDHash(s.s.seed.KeyID()), StatusTime: s.s.polled}}
+		if s.s.status.ID != "" {
+			use.Providers = []cluster.ProviderUse{{Name: "kekd", Status: kek.KeyIDHash(s.s.status.KeyID()), StatusTime: s.s.polled}}
 		}
 	})
 	return use, err
