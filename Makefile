@@ -133,6 +133,11 @@ e2e: deps-test build ## Run kekd under a real kube-apiserver and etcd
 	KEKD_KUBE_BIN="$$bin" KEKD_BIN=$(CURDIR)/bin/kekd KEKCTL_BIN=$(CURDIR)/bin/kekctl KEKD_CLOCK_BIN=$(CURDIR)/bin/e2e/kekd-clock \
 	go test -count=1 -timeout=30m -v -p 1 ./cluster/... ./inventory/... ./portforward/... ./rotation/...
 
+.PHONY: inventory-memory
+inventory-memory: build ## Measure kekctl inventory over 200,000 objects, 2,500 of 500 KB (docs/inventory.md)
+	@bin="$$(e2e/kube/build.sh etcd)"; cd e2e && KEKD_INVENTORY_FULL=1 KEKD_KUBE_BIN="$$bin" $(E2E_BINARIES) \
+	go test -count=1 -timeout=30m -v -run '^TestMemory$$' ./inventory
+
 .PHONY: faults
 faults: deps-run build bin/kekd-faults.so ## Play every fault of a PKCS#11 module at every moment (docs/reliability.md)
 	cd e2e && $(E2E_BINARIES) go test -count=1 -timeout=30m -parallel 8 ./faults/...

@@ -34,12 +34,12 @@ func (t *Token) BeginImport(ctx context.Context, bits int) (wire.WrappingKey, er
 }
 
 // Import unwraps a KEK of 32 bytes onto the token, checks and proves it. The
-// mechanism of the request is the configured one. It is never tried twice: when
-// the answer is lost, the key may exist.
+// mechanism of the request is the configured one. It is never tried twice. When it
+// fails it leaves no key, or the error is a *LeftoverError.
 func (t *Token) Import(ctx context.Context, req wire.ImportRequest) (kek.Info, kek.Mechanism, error) {
 	req.Mechanism = t.cfg.Mechanism
-	var reply wire.CreateReply
-	if _, err := t.do(ctx, wire.OpImport, noRetry, req, nil, &reply); err != nil {
+	reply, err := t.add(ctx, wire.OpImport, kek.ID(req.ID), req)
+	if err != nil {
 		return kek.Info{}, 0, fmt.Errorf("import key %s: %w", kek.ID(req.ID), err)
 	}
 	return describeKey(t.cfg.Ring, reply.Key), reply.Proof.Mechanism, nil

@@ -211,11 +211,12 @@ func TestOpencryptokiKeysMadeWhileOthersUseThem(t *testing.T) {
 	made := []kek.ID{}
 	for range keys {
 		other := hsmtest.NewID(t)
-		if _, _, err := maker.Create(ctx, other); err != nil {
+		key, _, err := maker.Create(ctx, other)
+		if err != nil {
 			t.Errorf("create: %v", err)
 			break
 		}
-		if _, err := maker.SetUse(ctx, kek.Info{ID: other}, hsm.Disabled()); err != nil {
+		if _, err := maker.SetUse(ctx, key, hsm.Disabled()); err != nil {
 			t.Errorf("disable: %v", err)
 		}
 		made = append(made, other)
@@ -227,7 +228,7 @@ func TestOpencryptokiKeysMadeWhileOthersUseThem(t *testing.T) {
 		t.Errorf("%d keys, want %d (%v)", len(got), keys+1, err)
 	}
 	for _, other := range made {
-		must(t, late.Destroy(t.Context(), kek.Info{ID: other}))
+		must(t, late.Destroy(t.Context(), seen(t, late, other)))
 	}
 	must(t, late.Probe(t.Context(), id, mech))
 }

@@ -251,6 +251,20 @@ func (p *process) exchange(ctx context.Context, op wire.Kind, meta any, sec secr
 		}
 		return take(f, reply)
 	case <-ctx.Done():
+		if changes(op) {
+			// The worker begins nothing after the caller's deadline, so that the answer is
+			// near, and it tells the caller what came of the change.
+			grace := time.NewTimer(answerGrace)
+			defer grace.Stop()
+			select {
+			case f, ok := <-call.answer:
+				if !ok {
+					return nil, errWorkerGone
+				}
+				return take(f, reply)
+			case <-grace.C:
+			}
+		}
 		// The call goes on and keeps its slot; its answer may hold a secret.
 		go func() {
 			if f, ok := <-call.answer; ok {
@@ -259,6 +273,19 @@ func (p *process) exchange(ctx context.Context, op wire.Kind, meta any, sec secr
 		}()
 		return nil, gaveUp(ctx, "wait for the HSM to "+op.String())
 	}
+}
+
+// answerGrace is how long the answer to a change is waited for after its caller's
+// time is up.
+const answerGrace = 2 * time.Second
+
+// changes reports whether an operation changes the ring.
+func changes(op wire.Kind) bool {
+	switch op {
+	case wire.OpSetUse, wire.OpDestroy, wire.OpCreate, wire.OpImport:
+		return true
+	}
+	return false
 }
 
 // takeSlot waits for a free session.

@@ -315,6 +315,9 @@ func list(keys []kek.Info) string {
 
 // Hint returns the remedy that an error carries, empty if none.
 func Hint(err error) string {
+	if e, ok := errors.AsType[*LeftoverError](err); ok {
+		return e.Hint()
+	}
 	if e, ok := errors.AsType[*wire.Error](err); ok {
 		return e.Hint
 	}

@@ -196,11 +196,10 @@ func (t *Token) prove(ctx context.Context, req wire.ProveRequest) (wire.ProveRep
 }
 
 // Create makes a KEK with this CKA_ID on the token and proves it. It is never
-// tried twice: when the answer is lost, the key may exist.
+// tried twice. When it fails it leaves no key, or the error is a *LeftoverError.
 func (t *Token) Create(ctx context.Context, id kek.ID) (kek.Info, kek.Mechanism, error) {
-	var reply wire.CreateReply
-	req := wire.CreateRequest{ID: []byte(id), Mechanism: t.cfg.Mechanism}
-	if _, err := t.do(ctx, wire.OpCreate, noRetry, req, nil, &reply); err != nil {
+	reply, err := t.add(ctx, wire.OpCreate, id, wire.CreateRequest{ID: []byte(id), Mechanism: t.cfg.Mechanism})
+	if err != nil {
 		return kek.Info{}, 0, fmt.Errorf("create key %s: %w", id, err)
 	}
 	return describeKey(t.cfg.Ring, reply.Key), reply.Proof.Mechanism, nil
@@ -209,10 +208,30 @@ func (t *Token) Create(ctx context.Context, id kek.ID) (kek.Info, kek.Mechanism,
 // SetUse changes a key's state on the token, where all nodes read it, and returns
 // the key as read back. The label marks the state. Where the token allows it, the
 // rights to encrypt and decrypt are taken from a key out of use as well, so that
-// other programs are kept from it too. seen is the key as Keys returned it.
+// other programs are kept from it too.
+//
+// seen is the key as Keys returned it when the change was decided. If the label, the
+// usage bits or the check value on the token are different now, nothing is changed
+// and the error wraps kek.ErrChanged. Two exceptions: what the token does not tell
+// (a usage bit, the check value 000000) is not compared, and a key that already is
+// in the wanted state, or half way from what was seen, is no conflict. So SetUse can
+// be repeated after a lost answer, and two callers that want the same both succeed.
+//
+// No step begins after ctx's deadline; a change that would come too late fails with
+// an error that wraps context.DeadlineExceeded and not kek.ErrUnavailable.
+//
+// PKCS#11 has no compare-and-swap, and no lock that two hosts share. Two processes
+// that change one key within the same millisecond can both find it as seen. Each
+// reads back what it has set and reports kek.ErrChanged if it finds something else,
+// so at least one of the two learns of it unless the last change falls between the
+// other's last reading and its return. An flock on one host would not help those on
+// another, and would have to know all programs on this one.
 func (t *Token) SetUse(ctx context.Context, seen kek.Info, use Use) (kek.Info, error) {
 	var reply wire.SetUseReply
-	req := wire.SetUseRequest{ID: []byte(seen.ID), Label: t.cfg.Ring + use.suffix, Usable: use == Enabled()}
+	req := wire.SetUseRequest{
+		ID: []byte(seen.ID), Seen: asSeen(seen), NotAfter: notAfter(ctx),
+		Label: t.cfg.Ring + use.suffix, Usable: use == Enabled(),
+	}
 	if _, err := t.do(ctx, wire.OpSetUse, retry, req, nil, &reply); err != nil {
 		return kek.Info{}, fmt.Errorf("change the state of key %s: %w", seen.ID, err)
 	}
@@ -221,13 +240,32 @@ func (t *Token) SetUse(ctx context.Context, seen kek.Info, use Use) (kek.Info, e
 
 // Destroy destroys a KEK and the HMAC key beside it for good, and makes sure that
 // they are gone. It is never tried twice: when the answer is lost, the key may be
-// gone. What was left half done is finished by another call. seen is the key as
-// Keys returned it.
+// gone. What was left half done is finished by another call.
+//
+// seen and ctx's deadline are conditions as in SetUse, with the same limit: a change
+// that another process makes between the worker's last reading and C_DestroyObject,
+// which is the next call on the same session, is not noticed. A KEK that is gone
+// already, with its HMAC key left, is no conflict.
 func (t *Token) Destroy(ctx context.Context, seen kek.Info) error {
-	if _, err := t.do(ctx, wire.OpDestroy, noRetry, wire.DestroyRequest{ID: []byte(seen.ID)}, nil, nil); err != nil {
+	req := wire.DestroyRequest{ID: []byte(seen.ID), Seen: asSeen(seen), NotAfter: notAfter(ctx)}
+	if _, err := t.do(ctx, wire.OpDestroy, noRetry, req, nil, nil); err != nil {
 		return fmt.Errorf("destroy key %s: %w", seen.ID, err)
 	}
 	return nil
+}
+
+// asSeen is what a change is conditional on.
+func asSeen(k kek.Info) wire.Seen {
+	return wire.Seen{Label: k.Attributes.Label, Encrypt: k.Attributes.Encrypt, Decrypt: k.Attributes.Decrypt, CheckValue: k.CheckValue}
+}
+
+// notAfter is ctx's deadline for the worker.
+func notAfter(ctx context.Context) wire.Deadline {
+	d, ok := ctx.Deadline()
+	if !ok {
+		return 0
+	}
+	return wire.Until(time.Until(d))
 }
 
 // Wrap encrypts plaintext under a KEK, bound to the AAD, which must not be empty.

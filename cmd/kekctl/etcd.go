@@ -6,9 +6,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
-	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,6 +17,7 @@ import (
 	"go.yaml.in/yaml/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kekd/internal/config"
 	"kekd/internal/inventory"
 )
 
@@ -23,28 +25,41 @@ import (
 const apiserverManifest = "/etc/kubernetes/manifests/kube-apiserver.yaml"
 
 // etcdFlags say where etcd is. What is not given on the command line is taken from
-// kube-apiserver's static pod, if there is one on this machine, and is else as on a
-// node that kubeadm set up.
+// cluster.etcd of kekd's configuration, else from kube-apiserver's static pod, if
+// there is one on this machine, and is else as on a node that kubeadm set up.
 type etcdFlags struct {
 	endpoints     []string
 	ca, cert, key string
 	prefix        string
+	overrides     []string
 	viaCluster    bool
 	manifest      string
+	app           *app
 	given         *pflag.FlagSet
 	// kube is for viaCluster. A command that has kubeFlags of its own puts them
 	// here before it calls add.
 	kube *kubeFlags
 }
 
-func (f *etcdFlags) add(flags *pflag.FlagSet) {
-	flags.StringSliceVar(&f.endpoints, "etcd-endpoints", []string{"https://127.0.0.1:2379"}, "`URLs` of etcd; these and the next four default to what kube-apiserver's static pod on this machine says")
-	flags.StringVar(&f.ca, "etcd-cacert", "/etc/kubernetes/pki/etcd/ca.crt", "`file` with the CA of etcd's certificates; empty for the system's")
-	flags.StringVar(&f.cert, "etcd-cert", "/etc/kubernetes/pki/apiserver-etcd-client.crt", "`file` with the client certificate for etcd; empty for none")
-	flags.StringVar(&f.key, "etcd-key", "/etc/kubernetes/pki/apiserver-etcd-client.key", "`file` with the client certificate's key")
-	flags.StringVar(&f.prefix, "etcd-prefix", "/registry", "kube-apiserver's --etcd-prefix")
+// The flags, which messages name too.
+const (
+	flagEndpoints = "etcd-endpoints"
+	flagCA        = "etcd-cacert"
+	flagCert      = "etcd-cert"
+	flagKey       = "etcd-key"
+	flagPrefix    = "etcd-prefix"
+	flagOverrides = "etcd-servers-overrides"
+)
+
+func (f *etcdFlags) add(a *app, flags *pflag.FlagSet) {
+	flags.StringSliceVar(&f.endpoints, flagEndpoints, []string{"https://127.0.0.1:2379"}, "`URLs` of etcd; these and the next four default to cluster.etcd of kekd's configuration, else to what kube-apiserver's static pod on this machine says")
+	flags.StringVar(&f.ca, flagCA, "/etc/kubernetes/pki/etcd/ca.crt", "`file` with the CA of etcd's certificates; empty for the system's")
+	flags.StringVar(&f.cert, flagCert, "/etc/kubernetes/pki/apiserver-etcd-client.crt", "`file` with the client certificate for etcd; empty for none")
+	flags.StringVar(&f.key, flagKey, "/etc/kubernetes/pki/apiserver-etcd-client.key", "`file` with the client certificate's key")
+	flags.StringVar(&f.prefix, flagPrefix, "/registry", "kube-apiserver's --etcd-prefix")
+	flags.StringSliceVar(&f.overrides, flagOverrides, nil, "kube-apiserver's --etcd-servers-overrides, `GROUP/RESOURCE#URL;URL`, to read these too; defaults to what its static pod on this machine says; empty for none")
 	flags.BoolVar(&f.viaCluster, "etcd-via-cluster", false, "reach the endpoints through the cluster, from within a static pod of etcd")
-	f.given, f.manifest = flags, apiserverManifest
+	f.app, f.given, f.manifest = a, flags, apiserverManifest
 	if f.kube == nil {
 		f.kube = new(kubeFlags)
 		f.kube.add(flags)
@@ -53,11 +68,23 @@ func (f *etcdFlags) add(flags *pflag.FlagSet) {
 
 // open prepares for reading etcd. Nothing is sent to it yet.
 func (f *etcdFlags) open(ctx context.Context) (*inventory.Store, error) {
-	f.readManifest()
-	cfg := inventory.Config{Endpoints: f.endpoints, Prefix: f.prefix}
-	secure, err := f.secure()
-	if err != nil {
+	if err := f.complete(); err != nil {
 		return nil, err
+	}
+	cfg := inventory.Config{Endpoints: f.endpoints, Prefix: f.prefix}
+	secure, err := inventory.Secure(f.endpoints)
+	if err != nil {
+		return nil, codeError{exitUsage, fmt.Sprintf("--%s: %v", flagEndpoints, err)}
+	}
+	if cfg.Overrides, err = inventory.ParseOverrides(f.overrides); err != nil {
+		return nil, codeError{exitUsage, fmt.Sprintf("--%s: %v", flagOverrides, err)}
+	}
+	for _, o := range cfg.Overrides {
+		overSecure, err := inventory.Secure(o.Endpoints)
+		if err != nil {
+			return nil, codeError{exitUsage, fmt.Sprintf("--%s: %v", flagOverrides, err)}
+		}
+		secure = secure || overSecure
 	}
 	if secure {
 		if cfg.TLS, err = f.tls(); err != nil {
@@ -65,6 +92,10 @@ func (f *etcdFlags) open(ctx context.Context) (*inventory.Store, error) {
 		}
 	}
 	if f.viaCluster {
+		if len(cfg.Overrides) > 0 {
+			return nil, codeError{exitUsage, fmt.Sprintf("--etcd-via-cluster: does not reach the etcd that kube-apiserver keeps %s in (--%s); "+
+				"run kekctl where it reaches that one", cfg.Overrides[0].Resource, flagOverrides)}
+		}
 		if cfg.Dial, err = f.dialer(ctx); err != nil {
 			return nil, err
 		}
@@ -72,12 +103,87 @@ func (f *etcdFlags) open(ctx context.Context) (*inventory.Store, error) {
 	return inventory.Open(cfg)
 }
 
-// readManifest takes the flags that were not given from kube-apiserver's. Without
-// a manifest that this user may read and that makes sense, their defaults hold.
-func (f *etcdFlags) readManifest() {
-	b, err := os.ReadFile(f.manifest)
+// complete fills in what the command line does not say.
+func (f *etcdFlags) complete() error {
+	set := map[string]bool{} // by the command line or the configuration
+	for _, flag := range []string{flagEndpoints, flagCA, flagCert, flagKey, flagPrefix, flagOverrides} {
+		set[flag] = f.given.Changed(flag)
+	}
+	givenBy := "--" + flagEndpoints
+	if !set[flagEndpoints] {
+		givenBy = "cluster.etcd.endpoints"
+	}
+	if err := f.readConfig(set); err != nil {
+		return err
+	}
+	said := readManifest(f.manifest)
+	if said["--etcd-servers"] == "" {
+		return nil
+	}
+	servers := strings.Split(said["--etcd-servers"], ",")
+	overrides := said["--"+flagOverrides]
+	switch {
+	case !set[flagEndpoints]:
+		f.endpoints = servers
+	case overrides != "" && !set[flagOverrides] && !sameSet(f.endpoints, servers):
+		// Whether that kube-apiserver is one of the cluster behind these endpoints is
+		// unknown, so neither is which other stores belong to it.
+		return fmt.Errorf("%s names %s, and kube-apiserver's static pod %s says --etcd-servers=%s --%s=%s: whether these overrides hold is unclear; "+
+			"give --%s: the same value to read these too, or an empty one to leave them out",
+			givenBy, strings.Join(f.endpoints, ","), f.manifest, said["--etcd-servers"], flagOverrides, overrides, flagOverrides)
+	}
+	if !set[flagOverrides] && overrides != "" {
+		f.overrides = strings.Split(overrides, ",")
+	}
+	for flag, v := range map[string]struct {
+		value *string
+		name  string
+	}{flagCA: {&f.ca, "--etcd-cafile"}, flagCert: {&f.cert, "--etcd-certfile"}, flagKey: {&f.key, "--etcd-keyfile"}} {
+		if !set[flag] {
+			*v.value = said[v.name]
+		}
+	}
+	if prefix := said["--etcd-prefix"]; prefix != "" && !set[flagPrefix] {
+		f.prefix = prefix
+	}
+	return nil
+}
+
+// readConfig takes what is not set from cluster.etcd of kekd's configuration, and
+// notes it as set. Commands that need no more of the configuration work without it.
+func (f *etcdFlags) readConfig(set map[string]bool) error {
+	cfg, err := config.Load(f.app.configPath)
+	switch named := f.given.Changed("config"); {
+	case err == nil:
+	case set[flagEndpoints], !named && (f.app.configPath == "" || errors.Is(err, fs.ErrNotExist)):
+		return nil
+	case named:
+		return err
+	default:
+		f.app.note("kekctl: warning: cluster.etcd is not known: %s", oneLine(err))
+		return nil
+	}
+	etcd := cfg.Cluster.Etcd
+	if len(etcd.Endpoints) > 0 && !set[flagEndpoints] {
+		f.endpoints, set[flagEndpoints] = etcd.Endpoints, true
+	}
+	for flag, v := range map[string]struct {
+		value *string
+		said  string
+	}{flagCA: {&f.ca, etcd.CA}, flagCert: {&f.cert, etcd.Cert}, flagKey: {&f.key, etcd.Key}, flagPrefix: {&f.prefix, etcd.Prefix}} {
+		if v.said != "" && !set[flag] {
+			*v.value, set[flag] = v.said, true
+		}
+	}
+	return nil
+}
+
+// readManifest returns the flags of a static pod. Without a manifest that this user
+// may read and that makes sense there are none.
+func readManifest(path string) map[string]string {
+	b, err := os.ReadFile(path) //nolint:gosec // G304: kube-apiserver's static pod
 	if err != nil {
-		return
+		return nil
 	}
 	var pod struct {
 		Spec struct {
@@ -88,7 +194,7 @@ func (f *etcdFlags) readManifest() {
 		} `yaml:"spec"`
 	}
 	if err := yaml.Unmarshal(b, &pod); err != nil {
-		return
+		return nil
 	}
 	said := map[string]string{}
 	for _, c := range pod.Spec.Containers {
@@ -98,46 +204,18 @@ func (f *etcdFlags) readManifest() {
 			if !ok && i+1 < len(words) {
 				value = words[i+1]
 			}
+			if name == "--"+flagOverrides && said[name] != "" {
+				value = said[name] + "," + value // kube-apiserver adds them up
+			}
 			said[name] = value
 		}
 	}
-	if said["--etcd-servers"] == "" {
-		return
-	}
-	if !f.given.Changed("etcd-endpoints") {
-		f.endpoints = strings.Split(said["--etcd-servers"], ",")
-	}
-	for flag, v := range map[string]struct {
-		value *string
-		name  string
-	}{
-		"etcd-cacert": {&f.ca, "--etcd-cafile"},
-		"etcd-cert":   {&f.cert, "--etcd-certfile"},
-		"etcd-key":    {&f.key, "--etcd-keyfile"},
-	} {
-		if !f.given.Changed(flag) {
-			*v.value = said[v.name]
-		}
-	}
-	if prefix := said["--etcd-prefix"]; prefix != "" && !f.given.Changed("etcd-prefix") {
-		f.prefix = prefix
-	}
+	return said
 }
 
-// secure reports whether the endpoints speak TLS.
-func (f *etcdFlags) secure() (bool, error) {
-	schemes := map[string]bool{}
-	for _, endpoint := range f.endpoints {
-		u, err := url.Parse(endpoint)
-		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-			return false, codeError{exitUsage, fmt.Sprintf("--etcd-endpoints: must be URLs such as https://127.0.0.1:2379, got %q", endpoint)}
-		}
-		schemes[u.Scheme] = true
-	}
-	if len(schemes) != 1 {
-		return false, codeError{exitUsage, fmt.Sprintf("--etcd-endpoints: must be all http or all https, got %q", strings.Join(f.endpoints, ","))}
-	}
-	return schemes["https"], nil
+// sameSet reports whether two lists have the same elements.
+func sameSet(a, b []string) bool {
+	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
 }
 
 func (f *etcdFlags) tls() (*tls.Config, error) {

@@ -112,7 +112,7 @@ func FuzzManifest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, manifest []byte) {
 		fresh := func(manifest string) *etcdFlags {
 			flags, e := pflag.NewFlagSet("", pflag.ContinueOnError), new(etcdFlags)
-			e.add(flags)
+			e.add(new(app), flags)
 			e.manifest = manifest
 			return e
 		}
@@ -121,7 +121,9 @@ func FuzzManifest(f *testing.F) {
 			t.Fatal(err)
 		}
 		got, defaults := fresh(path), fresh("")
-		got.readManifest()
+		if err := got.complete(); err != nil {
+			t.Fatal(err)
+		}
 		if slices.Equal(got.endpoints, defaults.endpoints) {
 			return
 		}
@@ -129,7 +131,12 @@ func FuzzManifest(f *testing.F) {
 			t.Errorf("endpoints %q and prefix %q", got.endpoints, got.prefix)
 		}
 		// What it names is checked like a flag's value.
-		if _, err := got.secure(); err != nil && !usageError(err, "--etcd-endpoints") {
+		got.manifest, got.ca, got.cert, got.key = "", "", "", ""
+		store, err := got.open(t.Context())
+		if err == nil {
+			err = store.Close()
+		}
+		if err != nil && !usageError(err, "--etcd-endpoints") && !usageError(err, "--etcd-servers-overrides") {
 			t.Errorf("the error names no flag: %v", err)
 		}
 	})

@@ -18,15 +18,19 @@ func objectsUnder(ctx context.Context, key kek.Info, etcd *etcdFlags) (string, e
 	if err != nil {
 		return "", err
 	}
-	total, resources := report.Under(key.Ring, key.ID)
-	if total == 0 {
+	uses := report.Under(key.Ring, key.ID)
+	if uses.None() {
 		return "", nil
 	}
-	counts := make([]string, 0, len(resources))
-	for _, r := range slices.Sorted(maps.Keys(resources)) {
-		counts = append(counts, fmt.Sprintf("%d of %s", resources[r], r))
+	counts := make([]string, 0, len(uses.Resources))
+	for _, r := range slices.Sorted(maps.Keys(uses.Resources)) {
+		counts = append(counts, fmt.Sprintf("%d of %s", uses.Resources[r], plain(r)))
 	}
-	return fmt.Sprintf("%d objects in etcd are encrypted under it (%s)", total, strings.Join(counts, ", ")), nil
+	unclear := ""
+	if uses.Unclear > 0 {
+		unclear = fmt.Sprintf(", and %d that may be (kekctl inventory shows why)", uses.Unclear)
+	}
+	return fmt.Sprintf("%d objects in etcd are encrypted under it%s: %s", uses.Objects, unclear, strings.Join(counts, ", ")), nil
 }
 
 // take counts what etcd holds.

@@ -36,7 +36,7 @@ func newGuardedChange(a *app, verb keychange.Verb, short, long string, days func
 	c := keyChangeCommand(a, verb, short, long, flags, days)
 	c.Flags().StringVar(&flags.force, "force", "", "overrule the witnesses that speak against it: the key's CKA_ID `again`")
 	c.Flags().DurationVar(&flags.wait, "wait", 0, "wait this long for witnesses that only lag behind, such as after a rotation")
-	flags.witnesses.add(c.Flags())
+	flags.witnesses.add(a, c.Flags())
 	return c
 }
 

@@ -2,14 +2,14 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"errors"
 	"fmt"
 	"io"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"kekd/hsm"
+	"kekd/internal/admin/newkey"
 	"kekd/internal/httpapi"
 	"kekd/internal/kek"
 )
@@ -21,22 +21,20 @@ func newKeyCreate(a *app) *cobra.Command {
 		Use:   "create",
 		Short: "Create a KEK on the token",
 		Long: `Create an AES-256 key on the token: generated there, sensitive, never
-extractable. It is proven by an encryption and a decryption before the command
-succeeds.
+extractable. The command succeeds once it has tested the key by an encryption and a
+decryption.
 
-The first key of a ring is active at once, and so is a key for a ring that has no
-primary, where nothing encrypts until it is. A further one becomes the primary on
-every node five minutes later, unless --activate-in says otherwise: the nodes
-must have seen it before.`,
+The first key of a ring is active at once. So is a key for a ring that has no primary,
+since nothing encrypts there. A further one becomes the primary on every node five
+minutes later, unless --activate-in says otherwise: every node must have seen it
+before.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			given := cmd.Flags().Changed("activate-in")
 			if err := checkDelay(delay); err != nil {
 				return err
 			}
-			return a.keyCreate(cmd.Context(), yes, func(s *session, ring *kek.Ring, ringErr error, keys []kek.Info, now time.Time) (time.Time, error) {
-				return s.planActivation(ring, ringErr, keys, delay, given, now)
-			})
+			return a.keyCreate(cmd.Context(), yes, func(s *session) newkey.Plan { return s.delayed(delay, given) })
 		},
 	}
 	addYes(c, &yes)
@@ -56,72 +54,89 @@ func checkDelay(delay time.Duration) error {
 	return nil
 }
 
-// planner decides when a new key activates in the ring that was found.
-type planner func(s *session, ring *kek.Ring, ringErr error, keys []kek.Info, now time.Time) (time.Time, error)
+// delayed plans a key as --activate-in and the policy say.
+func (s *session) delayed(delay time.Duration, given bool) newkey.Plan {
+	return newkey.Delayed(delay, given, s.cfg.KeyRing.Policy.MinActivationDelay)
+}
 
 // keyCreate creates a key and prints it.
-func (a *app) keyCreate(ctx context.Context, yes bool, plan planner) error {
+func (a *app) keyCreate(ctx context.Context, yes bool, plan func(*session) newkey.Plan) error {
 	s, err := a.openAdmin()
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	key, mechanism, err := a.createKey(ctx, s, yes, plan)
+	made, err := a.maker(ctx, s, yes, plan(s), "Creates an AES-256 key", s.token.Create).Make(ctx)
 	if err != nil {
 		return err
 	}
-	return a.printCreated(key, mechanism)
+	return a.printCreated(made)
 }
 
-// createKey creates a key once it was agreed to. Its state is Primary or Pending.
-func (a *app) createKey(ctx context.Context, s *session, yes bool, plan planner) (kek.Info, kek.Mechanism, error) {
-	return a.addKey(ctx, s, yes, plan, "Creates an AES-256 key", s.token.Create)
+// createLead is how long before its activation, beside keyRing.refresh, a pending key
+// must be on the token.
+const createLead = 5 * time.Second
+
+// maker makes a key once the administrator agrees; what says in a few words what
+// create does.
+func (a *app) maker(ctx context.Context, s *session, yes bool, plan newkey.Plan, what string,
+	create func(context.Context, kek.ID) (kek.Info, kek.Mechanism, error),
+) newkey.Maker {
+	return newkey.Maker{
+		Token: ringToken{s}, Plan: plan, What: what, Create: create,
+		Confirm: func(text string) error {
+			a.note("%s", text)
+			return a.confirm(ctx, yes)
+		},
+		Timeout: hsmTimeout, Lead: s.cfg.KeyRing.Refresh + createLead, Clock: time.Now,
+	}
 }
 
-// addKey has make bring a key onto the token once it was agreed to; what says so in
-// a sentence. The key's state is Primary or Pending.
-func (a *app) addKey(ctx context.Context, s *session, yes bool, plan planner, what string,
-	make func(context.Context, kek.ID) (kek.Info, kek.Mechanism, error),
-) (kek.Info, kek.Mechanism, error) {
-	ctx, cancel := context.WithTimeout(ctx, hsmTimeout)
-	defer cancel()
-	token, err := s.token.Info(ctx)
-	if err != nil {
-		return kek.Info{}, 0, err
+// ringToken is the token as the workflows read and change it.
+type ringToken struct{ s *session }
+
+// Name implements newkey.Token.
+func (t ringToken) Name(ctx context.Context) (string, error) {
+	token, err := t.s.token.Info(ctx)
+	return fmt.Sprintf("token %q (serial %s)", token.Label, token.Serial), err
+}
+
+// View implements newkey.Token. The error of a ring that was read is in the View.
+func (t ringToken) View(ctx context.Context) (newkey.View, error) {
+	ring, keys, err := t.s.ring(ctx)
+	if keys == nil && err != nil && !isAny(err, kek.ErrNoKey, kek.ErrRevoked, kek.ErrRefused, kek.ErrAmbiguous) {
+		return newkey.View{}, err
 	}
-	ring, keys, err := s.ring(ctx)
-	if err != nil && !isAny(err, kek.ErrNoKey, kek.ErrRevoked, kek.ErrRefused, kek.ErrAmbiguous) {
-		return kek.Info{}, 0, err
-	}
-	activation, err := plan(s, ring, err, s.withPublished(keys), time.Now())
-	if err != nil {
-		return kek.Info{}, 0, err
-	}
-	a.note("%s on token %q (serial %s), ring %q, beside %d other(s); it becomes the primary at %s.",
-		what, token.Label, token.Serial, s.cfg.KeyRing.Label, len(keys), activation.UTC().Format(time.RFC3339))
-	if err := a.confirm(ctx, yes); err != nil {
-		return kek.Info{}, 0, err
-	}
-	id, err := kek.NewID(activation, rand.Reader)
-	if err != nil {
-		return kek.Info{}, 0, err
-	}
-	key, mechanism, err := make(ctx, id)
-	if errors.Is(err, kek.ErrUnavailable) {
-		err = fmt.Errorf("%w (the key may exist: kekctl key list shows it)", err)
-	}
-	key.State = kek.Primary
-	if activation.After(time.Now()) {
-		key.State = kek.Pending
-	}
-	return key, mechanism, err
+	return newkey.View{
+		Label: t.s.cfg.KeyRing.Label, Ring: ring, Err: err, Keys: keys,
+		Published: []kek.ID{t.s.published.Last},
+	}, nil
+}
+
+// Keys implements newkey.Token.
+func (t ringToken) Keys(ctx context.Context) ([]kek.Info, error) { return t.s.token.Keys(ctx) }
+
+// Try implements newkey.Token.
+func (t ringToken) Try(ctx context.Context, id kek.ID) (kek.Mechanism, error) {
+	return t.s.token.Try(ctx, id)
+}
+
+// Create implements rotate.Token and revoke.Token.
+func (t ringToken) Create(ctx context.Context, id kek.ID) (kek.Info, kek.Mechanism, error) {
+	return t.s.token.Create(ctx, id)
+}
+
+// Disable implements revoke.Token.
+func (t ringToken) Disable(ctx context.Context, seen kek.Info) error {
+	_, err := t.s.token.SetUse(ctx, seen, hsm.Disabled())
+	return err
 }
 
 // printCreated prints a new key.
-func (a *app) printCreated(key kek.Info, mechanism kek.Mechanism) error {
-	one := httpapi.NewKeyRing(&kek.Ring{Label: key.Ring, Keys: []kek.Info{key}}, time.Now()).Keys[0]
-	one.Mechanism = mechanism.String()
-	return a.print(one, func(w io.Writer) { createdRows(w, key, mechanism) })
+func (a *app) printCreated(made newkey.Made) error {
+	one := httpapi.NewKeyRing(&kek.Ring{Label: made.Key.Ring, Keys: []kek.Info{made.Key}}, time.Now()).Keys[0]
+	one.Mechanism = made.Mechanism.String()
+	return a.print(one, func(w io.Writer) { createdRows(w, made.Key, made.Mechanism) })
 }
 
 func createdRows(w io.Writer, key kek.Info, mechanism kek.Mechanism) {

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"kekd/hsm/wire"
+	"kekd/internal/admin/newkey"
 	"kekd/internal/httpapi"
 	"kekd/internal/kek"
 )
@@ -204,9 +205,7 @@ records where it came from: kekctl key export-attributes shows both.`,
 			if err != nil {
 				return err
 			}
-			return a.keyImportFinish(cmd.Context(), f, req, func(s *session, ring *kek.Ring, ringErr error, keys []kek.Info, now time.Time) (time.Time, error) {
-				return s.planActivation(ring, ringErr, keys, delay, given, now)
-			})
+			return a.keyImportFinish(cmd.Context(), f, req, func(s *session) newkey.Plan { return s.delayed(delay, given) })
 		},
 	}
 	addYes(c, &f.yes)
@@ -269,7 +268,7 @@ func (f importFlags) request(path string) (wire.ImportRequest, error) {
 	return req, nil
 }
 
-func (a *app) keyImportFinish(ctx context.Context, f importFlags, req wire.ImportRequest, plan planner) error {
+func (a *app) keyImportFinish(ctx context.Context, f importFlags, req wire.ImportRequest, plan func(*session) newkey.Plan) error {
 	s, err := a.openAdmin()
 	if err != nil {
 		return err
@@ -280,13 +279,14 @@ func (a *app) keyImportFinish(ctx context.Context, f importFlags, req wire.Impor
 		return err
 	}
 	what := fmt.Sprintf("Imports an AES-256 key by %s", req.Method)
-	key, mechanism, err := a.addKey(ctx, s, f.yes, plan, what, func(ctx context.Context, id kek.ID) (kek.Info, kek.Mechanism, error) {
+	made, err := a.maker(ctx, s, f.yes, plan(s), what, func(ctx context.Context, id kek.ID) (kek.Info, kek.Mechanism, error) {
 		req.ID = []byte(id)
 		return s.token.Import(ctx, req)
-	})
+	}).Make(ctx)
 	if err != nil {
 		return err
 	}
+	key, mechanism := made.Key, made.Mechanism
 	sum := sha256.Sum256(req.Wrapped)
 	from := provenance{
 		Time: time.Now().UTC(), UID: os.Getuid(), SudoUser: os.Getenv("SUDO_USER"), Source: f.source,

@@ -34,7 +34,7 @@ With --in-use the objects in etcd that need each key are counted.`,
 		},
 	}
 	c.Flags().BoolVar(&inUse, "in-use", false, "count the objects in etcd that need each key")
-	etcd.add(c.Flags())
+	etcd.add(a, c.Flags())
 	return c
 }
 
@@ -122,7 +122,8 @@ func (l *keyListing) count(ctx context.Context, etcd *etcdFlags, ring *kek.Ring)
 		return err
 	}
 	for i, k := range ring.Keys {
-		n, _ := report.Under(ring.Label, k.ID)
+		uses := report.Under(ring.Label, k.ID)
+		n := uses.Objects + uses.Unclear
 		l.Keys[i].Objects = &n
 	}
 	return nil

@@ -1,13 +1,11 @@
 package main
 
 import (
-	"errors"
-	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"kekd/internal/kek"
+	"kekd/internal/admin/newkey"
 )
 
 func newKeyRotate(a *app) *cobra.Command {
@@ -32,17 +30,11 @@ for that look. It is meant for a key that must not be used any longer.`,
 			if err := checkDelay(delay); err != nil {
 				return err
 			}
-			return a.keyCreate(cmd.Context(), yes, func(s *session, ring *kek.Ring, ringErr error, keys []kek.Info, at time.Time) (time.Time, error) {
-				if errors.Is(ringErr, kek.ErrNoKey) && len(keys) == 0 {
-					return time.Time{}, fmt.Errorf("%w: there is nothing to rotate", ringErr)
-				}
-				if least := s.cfg.KeyRing.Policy.MinActivationDelay; now && least > 0 {
-					return time.Time{}, codeError{exitFailed, fmt.Sprintf("--now: keyRing.policy.minActivationDelay demands %s; to stop a key that must not be used any longer there is kekctl revoke", least)}
-				}
+			return a.keyCreate(cmd.Context(), yes, func(s *session) newkey.Plan {
 				if now {
-					return planNow(keys, at), nil
+					return newkey.AtOnce(s.cfg.KeyRing.Policy.MinActivationDelay)
 				}
-				return s.planActivation(ring, ringErr, keys, delay, given, at)
+				return newkey.Successor(s.delayed(delay, given))
 			})
 		},
 	}

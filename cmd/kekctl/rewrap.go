@@ -1,10 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -14,10 +18,12 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"kekd/internal/admin/nodes"
+	"kekd/internal/admin/rewrap"
 	"kekd/internal/cluster"
 	"kekd/internal/config"
 	"kekd/internal/kek"
-	"kekd/internal/rewrap"
+	"kekd/internal/state"
 )
 
 // rewrapFlags say how objects are re-encrypted.
@@ -25,12 +31,14 @@ type rewrapFlags struct {
 	method    string
 	rate      float64
 	resources []string
+	failures  string
 }
 
 func (f *rewrapFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.method, "method", string(rewrap.Auto), "auto, migration or update: see kekctl rewrap --help")
 	flags.Float64Var(&f.rate, "rate", 20, "most updates per `second`")
-	flags.StringArrayVar(&f.resources, "resource", nil, "take this `resource` too, once for each, spelled as kekctl inventory does (default: those with an object under a key of the ring)")
+	flags.StringArrayVar(&f.resources, "resource", nil, "take this `resource` too, once for each, spelled as kekctl inventory does (default: those that belong to the ring, see kekctl rewrap --help)")
+	flags.StringVar(&f.failures, "failures", "", "`file` that lists every object that could not be rewritten, one JSON object a line")
 }
 
 func (f *rewrapFlags) check() error {
@@ -58,14 +66,22 @@ func newRewrap(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "rewrap",
 		Short: "Re-encrypt the objects that are not under the primary",
-		Long: `Have kube-apiserver write every object anew that is not under the primary, without
+		Long: `Have kube-apiserver rewrite every object that is not under the primary, without
 changing what it holds. etcd tells which objects those are, before and at the end:
 the command succeeds when there are none.
 
-It takes the resources that have an object under a key of the ring already, and
-those of --resource. While a kube-apiserver encrypts under another key it does not
-begin: kekd sees a new primary within keyRing.refresh, and kube-apiserver takes it up
-within about a minute. --wait says how long to wait for that.
+It takes the resources that belong to the ring: those of cluster.resources in the
+configuration, else those that the EncryptionConfiguration has kekd encrypt, else
+those of the last run that succeeded; and in any case those with an object under a
+key of the ring, and those of --resource. If all objects of a resource have left the
+ring, or nothing is under it, the command fails and says which. --resource encrypts
+a resource for the first time.
+
+Before it touches anything, it waits until every kube-apiserver encrypts under the
+primary (--wait), has each of them write one object of each resource, and reads that
+object from etcd. It stops if the object is not under the primary then: the server
+does not have kekd as the first provider of the resource. While it runs, it reads
+back what it had rewritten, and stops at the first object that got worse.
 
 Methods:
   migration  a StorageVersionMigration for each resource, where the cluster serves
@@ -74,9 +90,16 @@ Methods:
   update     a patch that changes nothing for each object, at most --rate a second.
   auto       a migration where that is possible, and updates for what it leaves.
 
-Each object written anew is a write to etcd and an event to everybody who watches
-that resource, and passes the admission webhooks: so the rate is low on purpose. At
-20 a second 100,000 objects take 83 minutes, in which the cluster notices nothing.
+Each object rewritten is a write to etcd and an event to everybody who watches that
+resource, and passes the admission webhooks: so the rate is low on purpose. At 20 a
+second 100,000 objects take 83 minutes, in which the cluster notices nothing.
+
+An object that cannot be rewritten does not stop the rest. At the end the first 20
+of each kind are shown with the cause and what to do next. If there are more, the
+file that has them all is named (--failures chooses it).
+
+If a pending key takes over within the hour, the command refuses, since everything
+would have to be rewritten again: run it after that, or pass --key-id.
 
 It may be interrupted and run again: what is done stays done.`,
 		Args: cobra.NoArgs,
@@ -95,10 +118,17 @@ It may be interrupted and run again: what is done stays done.`,
 			if err != nil {
 				return err
 			}
-			r := rewrapping{app: a, cluster: c, how: how, etcd: &etcd, yes: yes, keyID: keyID, wait: wait}
+			r := rewrapping{app: a, cluster: c, how: how, etcd: &etcd, yes: yes, keyID: keyID, despite: keyID != "", wait: wait}
 			if r.keyID == "" {
 				if r.keyID, err = a.primaryKeyID(ctx, wait); err != nil {
 					return err
+				}
+			}
+			// With --key-id no kekd needs to run here, nor be configured.
+			if cfg, err := config.Load(a.configPath); err == nil {
+				r.readConfig(cfg)
+				if len(servers) == 0 {
+					servers = cfg.Cluster.APIServers
 				}
 			}
 			if r.servers, err = apiServers(ctx, c, servers); err != nil {
@@ -114,7 +144,7 @@ It may be interrupted and run again: what is done stays done.`,
 	c.Flags().StringArrayVar(&servers, "apiserver", nil, "`URL` of a kube-apiserver, once for each (default: those that the cluster lists)")
 	how.add(c.Flags())
 	kube.add(c.Flags())
-	etcd.add(c.Flags())
+	etcd.add(a, c.Flags())
 	return c
 }
 
@@ -127,7 +157,8 @@ func (a *app) primaryKeyID(ctx context.Context, wait time.Duration) (string, err
 		return "", fmt.Errorf("%w; %s", err, remedy)
 	}
 	var keyID string
-	missing, err := a.waitFor(ctx, time.Now().Add(wait), kekdPause, "kekd to have a primary", func() (string, error) {
+	note := func(text string) { a.note("%s", text) }
+	missing, err := rewrap.Wait(ctx, time.Now().Add(wait), kekdPause, "kekd to have a primary", note, func() (string, error) {
 		answer, err := askSocket(ctx, cfg.Socket.Path)
 		switch {
 		case err == nil:
@@ -171,18 +202,81 @@ type rewrapping struct {
 	how     rewrapFlags
 	etcd    *etcdFlags
 	yes     bool
-	// keyID is the primary's.
-	keyID string
+	// keyID is the primary's. despite: even if another key takes over soon.
+	keyID   string
+	despite bool
 	// wait is how long kube-apiserver may take to encrypt under it.
 	wait time.Duration
+
+	// configured, memory, overflow and succession are as in rewrap.Config.
+	configured []string
+	memory     rewrap.Memory
+	overflow   string
+	succession func(context.Context) (rewrap.Succession, error)
+}
+
+// failuresName is the file of what could not be rewritten, in the state directory or
+// else where kekctl runs.
+const failuresName = "rewrap-failures.jsonl"
+
+// readConfig takes what this node's configuration tells.
+func (r *rewrapping) readConfig(cfg config.Config) {
+	r.configured = cfg.Cluster.Resources
+	if cfg.HTTP.Address != "" {
+		r.succession = func(ctx context.Context) (rewrap.Succession, error) { return succession(ctx, cfg) }
+	}
+	if _, err := os.Stat(cfg.StateDir); err != nil {
+		return // no kekd has run here
+	}
+	store, err := state.Open(cfg.StateDir)
+	if err != nil {
+		r.note("cannot remember which resources belong to the ring: %s", oneLine(err))
+		return
+	}
+	r.memory, r.overflow = store, filepath.Join(cfg.StateDir, failuresName)
+}
+
+// succession asks this node's kekd for the primary and for the key that follows it.
+func succession(ctx context.Context, cfg config.Config) (rewrap.Succession, error) {
+	var s rewrap.Succession
+	answer, _, _, err := nodes.Local(cfg.HTTP.Address).Ask(ctx) // a key may have been created a moment ago
+	if err != nil || answer.KeyRing == nil {
+		return s, err
+	}
+	for _, k := range answer.KeyRing.Keys {
+		switch {
+		case k.State == kek.Primary.String():
+			s.Primary = k.KeyID
+		case k.State == kek.Pending.String() && (s.Pending == "" || k.Activation.Before(s.Activation)):
+			s.Pending, s.Activation = k.KeyID, k.Activation
+		}
+	}
+	return s, nil
+}
+
+// config wires the re-encryption to a cluster. The store is the caller's to close.
+func (r *rewrapping) config(store rewrap.Store, show *display) rewrap.Config {
+	cfg := rewrap.Config{
+		Store: store, Kube: r.cluster.Kube, Metadata: r.cluster.Metadata, Ready: r.cluster.Ready,
+		KeyID: r.keyID, Despite: r.despite, Wait: r.wait,
+		Resources: r.how.resources, Configured: r.configured, Memory: r.memory, Succession: r.succession,
+		Method: rewrap.Method(r.how.method), Rate: r.how.rate,
+		Failures: r.how.failures, Overflow: cmp.Or(r.overflow, failuresName),
+		Begin: func(ctx context.Context, p *rewrap.Plan) error {
+			show.clear()
+			return r.begin(ctx, p)
+		},
+		Note:     show.note,
+		Progress: show.progress,
+	}
+	for _, s := range r.servers {
+		cfg.APIServers = append(cfg.APIServers, s)
+	}
+	return cfg
 }
 
 // run re-encrypts what is not under the primary. What is left of it is no error.
 func (r *rewrapping) run(ctx context.Context) (rewrap.Result, error) {
-	ring, primary, err := kek.ParseKeyID(r.keyID)
-	if err != nil {
-		return rewrap.Result{}, err
-	}
 	store, err := r.etcd.open(ctx)
 	if err != nil {
 		return rewrap.Result{}, err
@@ -190,17 +284,7 @@ func (r *rewrapping) run(ctx context.Context) (rewrap.Result, error) {
 	defer store.Close()
 	show := display{app: r.app}
 	defer show.clear()
-	return rewrap.Run(ctx, rewrap.Config{
-		Store: store, Kube: r.cluster.Kube, Metadata: r.cluster.Metadata,
-		Ring: ring, Primary: primary,
-		Resources: r.how.resources, Method: rewrap.Method(r.how.method), Rate: r.how.rate,
-		Begin: func(ctx context.Context, p *rewrap.Plan) error {
-			show.clear()
-			return r.begin(ctx, p)
-		},
-		Note:     show.note,
-		Progress: show.progress,
-	})
+	return rewrap.Run(ctx, r.config(store, &show))
 }
 
 // begin shows what is going to be done and asks.
@@ -208,59 +292,17 @@ func (r *rewrapping) begin(ctx context.Context, p *rewrap.Plan) error {
 	for _, resource := range p.Resources {
 		r.note("%s", planLine(resource))
 	}
+	if len(p.Absent) > 0 {
+		r.note("without any object: %s", plain(strings.Join(p.Absent, ", ")))
+	}
 	if len(p.Untouched) > 0 {
 		r.note("not touched, since nothing of it is under ring keys: %s", plain(strings.Join(p.Untouched, ", ")))
-	}
-	if err := r.awaitServers(ctx, p.Providers); err != nil {
-		return err
 	}
 	if p.Stale == 0 {
 		return nil
 	}
-	r.note("%d objects will be written anew, to stand under %s.", p.Stale, r.keyID)
+	r.note("%d objects will be rewritten under %s.", p.Stale, r.keyID)
 	return r.confirm(ctx, r.yes)
-}
-
-// awaitServers waits until every API server encrypts under the primary. Written anew
-// before, objects would stand under the key that is to go.
-func (r *rewrapping) awaitServers(ctx context.Context, providers []string) error {
-	deadline := time.Now().Add(r.wait)
-	for _, s := range r.servers {
-		missing, err := r.waitFor(ctx, deadline, serversPause, s.URL+" to encrypt under "+r.keyID, func() (string, error) {
-			use, err := s.KeyInUse(ctx)
-			if err != nil {
-				return "", err
-			}
-			return use.Lacks(r.keyID, providers...), nil
-		})
-		if missing != "" {
-			err = codeError{exitFailed, fmt.Sprintf("%s does not encrypt under %s: %s; wait longer (--wait), or look why it does not ask kekd", s.URL, r.keyID, missing)}
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// waitFor looks again and again until nothing is missing, look fails or the deadline is
-// there, and notes what is missing when that is another thing than before. It returns
-// what is missing at the deadline, or an error.
-func (a *app) waitFor(ctx context.Context, deadline time.Time, between time.Duration, what string, look func() (missing string, err error)) (string, error) {
-	var told string
-	for {
-		missing, err := look()
-		if err != nil || missing == "" || time.Until(deadline) <= 0 {
-			return missing, err
-		}
-		if missing != told {
-			told = missing
-			a.note("waiting for %s: %s", what, missing)
-		}
-		if err := pause(ctx, min(between, time.Until(deadline))); err != nil {
-			return "", err
-		}
-	}
 }
 
 func planLine(r rewrap.Resource) string {
@@ -286,24 +328,53 @@ func planLine(r rewrap.Resource) string {
 
 // rewrapped prints how a re-encryption went.
 func (a *app) rewrapped(result rewrap.Result, failure error) error {
-	if failure != nil {
-		return failure
-	}
-	if err := a.print(result, func(w io.Writer) {
-		row(w, "found", strconv.FormatInt(result.Found, 10))
-		row(w, "migrated", dash(strings.Join(result.Migrated, ", ")))
-		row(w, "updated", strconv.FormatInt(result.Updated, 10))
-		row(w, "left", strconv.FormatInt(result.Left, 10))
-		for _, o := range result.Objects {
-			row(w, plain(o.Key), o.Reason)
+	if failure == nil || result.Found > 0 || len(result.Written) > 0 {
+		if err := a.print(result, func(w io.Writer) { rewrapTable(w, result) }); err != nil {
+			return errors.Join(failure, err)
 		}
-	}); err != nil {
-		return err
 	}
-	if result.Left > 0 {
-		return codeError{exitFailed, fmt.Sprintf("%d objects are not under the primary", result.Left)}
+	a.noteLeft(result)
+	switch {
+	case failure != nil:
+		return failure
+	case result.Left > 0:
+		return codeError{exitFailed, fmt.Sprintf("%d objects are not under the primary %s", result.Left, result.KeyID)}
 	}
+	next := ""
+	if result.Next != "" {
+		next = fmt.Sprintf("; %s takes over at %s", result.Next, result.NextAt.Format(time.RFC3339))
+	}
+	a.note("all objects are under %s%s", result.KeyID, next)
 	return nil
+}
+
+func rewrapTable(w io.Writer, result rewrap.Result) {
+	row(w, "key_id", result.KeyID)
+	row(w, "found", strconv.FormatInt(result.Found, 10))
+	row(w, "migrated", dash(strings.Join(result.Migrated, ", ")))
+	row(w, "updated", strconv.FormatInt(result.Updated, 10))
+	row(w, "left", strconv.FormatInt(result.Left, 10))
+	for _, kind := range rewrap.Kinds {
+		if n := result.Kinds[kind]; n > 0 {
+			row(w, "left: "+string(kind), strconv.FormatInt(n, 10))
+		}
+	}
+	for _, o := range result.Shown {
+		row(w, string(o.Kind), plain(o.Key), o.Reason)
+	}
+}
+
+// noteLeft says what to do about what could not be rewritten, and where all of it is
+// listed.
+func (a *app) noteLeft(result rewrap.Result) {
+	for _, kind := range rewrap.Kinds {
+		if n := result.Kinds[kind]; n > 0 {
+			a.note("%d %s: %s", n, kind, kind.Remedy())
+		}
+	}
+	if result.List != "" && len(result.Kinds) > 0 {
+		a.note("all of them are listed in %s", result.List)
+	}
 }
 
 // display shows notes, and how far something is: in a line of its own on a

@@ -19,12 +19,12 @@ type witnessFlags struct {
 	etcd    etcdFlags
 }
 
-func (f *witnessFlags) add(flags *pflag.FlagSet) {
+func (f *witnessFlags) add(a *app, flags *pflag.FlagSet) {
 	f.nodes.add(flags)
 	addServers(flags, &f.servers)
 	f.kube.add(flags)
 	f.etcd.kube = &f.kube
-	f.etcd.add(flags)
+	f.etcd.add(a, flags)
 }
 
 // addServers adds the flag that names API servers.

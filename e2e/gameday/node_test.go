@@ -110,8 +110,8 @@ func (n *node) places(t *testing.T, k *harness.Kekd) {
 	}
 	n.shell.program(t, "kekctl", fmt.Sprintf(`# Where the harness has etcd and kube-apiserver. A node that kubeadm set up needs no flags.
 case "$1 $2" in
-"rewrap "* | "rotate "*) set -- "$@" --etcd-endpoints %[1]q --apiserver %[2]q ;;
-"inventory "* | "revoke "* | "key list" | "key disable" | "key destroy" | "key purge") set -- "$@" --etcd-endpoints %[1]q ;;
+"rewrap "* | "rotate "* | "key cancel" | "key disable" | "key destroy" | "key purge") set -- "$@" --etcd-endpoints %[1]q --apiserver %[2]q ;;
+"inventory "* | "revoke "* | "key list") set -- "$@" --etcd-endpoints %[1]q ;;
 esac
 exec %[3]q --config %[4]q "$@"
 `, n.store.Endpoint, n.apiserver.URL, harness.KekctlBinary(t), k.ConfigFile()))

@@ -20,6 +20,8 @@ import (
 type report struct {
 	Seconds   float64
 	Compacted int
+	Resumed   int
+	Stores    []struct{ Endpoint string }
 	Objects   int
 	Resources []struct {
 		Resource string

@@ -42,6 +42,8 @@ func TestOneNode(t *testing.T) {
 		{"the whole journey under load", testWholeJourney},
 		{"step by step under load, by migration", testMigration},
 		{"interrupted again and again", testInterrupted},
+		{"killed in each step", testInterruptedAtEachStep},
+		{"nothing is begun that cannot be finished", testNothingBegun},
 		{"a key that is needed is not destroyed", testGuards},
 		{"a timer rotates when the primary is due", testIfDue},
 		{"the token is lost and there is no backup", testTokenLost},

@@ -14,6 +14,13 @@ import (
 	"kekd/e2e/internal/harness"
 )
 
+// outOfUse is longer than it takes until every node and kube-apiserver has left a key
+// behind for certain.
+const outOfUse = "3m"
+
+// witnessFlags name everyone who could use a key.
+func (c *cluster) witnessFlags() []string { return join(c.nodeFlags, c.kubeFlags, c.etcdFlags) }
+
 // testGuards: a key is not taken out of use while an object needs it; restore brings
 // a scheduled key back, and purge ends it.
 func testGuards(t *testing.T, c *cluster) {
@@ -37,7 +44,7 @@ func testGuards(t *testing.T, c *cluster) {
 	for _, command := range [][]string{disable, join(destroy, []string{"30d"})} {
 		c.requireGuarded(t, old, command...)
 		k := c.kekctl(t, 1, append(command, "--etcd-endpoints", "http://127.0.0.1:1")...)
-		if text := k.Stderr(t); !strings.Contains(text, "etcd was not consulted") {
+		if text := k.Stderr(t); !strings.Contains(text, "etcd http://127.0.0.1:1: unknown: could not be asked") {
 			t.Errorf("kekctl %q without etcd says\n%s", command, text)
 		}
 	}
@@ -47,7 +54,8 @@ func testGuards(t *testing.T, c *cluster) {
 	// It waits for what kube-apiserver has not noticed yet.
 	c.kekctl(t, 0, join([]string{"rewrap", "--yes", "--method", "update", "--rate", fastRate}, c.kubeFlags, c.etcdFlags)...)
 	c.requireAllUnder(t, fresh.KeyID)
-	c.kekctl(t, 0, join(destroy, []string{"30d"}, c.etcdFlags)...)
+	// It waits until no node and no kube-apiserver can be behind.
+	c.kekctl(t, 0, join(destroy, []string{"30d", "--wait", outOfUse}, c.witnessFlags())...)
 	c.requireState(t, old.ID, "scheduled-for-destruction")
 
 	// An object from a backup, and an apiserver that has not opened its seed yet.
@@ -67,18 +75,22 @@ func testGuards(t *testing.T, c *cluster) {
 		c.requireGuarded(t, old, command...)
 	}
 	c.put(t, kept, nil)
-	c.kekctl(t, 0, join(destroy, []string{"30d"}, c.etcdFlags)...)
-	k := c.kekctl(t, 1, join(purge, c.etcdFlags)...)
+	c.kekctl(t, 0, join(destroy, []string{"30d", "--wait", outOfUse}, c.witnessFlags())...)
+	k := c.kekctl(t, 1, join(purge, c.witnessFlags())...)
 	if text := k.Stderr(t); !strings.Contains(text, "must not be purged before") {
 		t.Errorf("kekctl %q before the date says\n%s", purge, text)
 	}
 	c.kekctl(t, 0, "key", "restore", old.ID, "--yes")
-	c.kekctl(t, 0, join(destroy, []string{"0d"}, c.etcdFlags)...)
+	k = c.kekctl(t, 1, join(destroy, []string{"0d"}, c.witnessFlags())...)
+	if text := k.Stderr(t); !strings.Contains(text, "--after: must be at least 1d (keyRing.policy.minDestroyDelay), got 0d") {
+		t.Errorf("kekctl %q with 0d says\n%s", destroy, text)
+	}
+	c.kekctl(t, 0, join(destroy, []string{"0d", "--force", old.ID}, c.witnessFlags())...)
 	c.put(t, kept, value)
 	c.requireGuarded(t, old, purge...)
 	c.requireState(t, old.ID, "scheduled-for-destruction")
 	c.put(t, kept, nil)
-	c.kekctl(t, 0, join(purge, c.etcdFlags)...)
+	c.kekctl(t, 0, join(purge, []string{"--wait", outOfUse}, c.witnessFlags())...)
 	c.requireState(t, old.ID, "gone")
 
 	c.put(t, kept, value)
@@ -111,7 +123,7 @@ func (c *cluster) requireInUse(t *testing.T) {
 // under the key, and counts it right.
 func (c *cluster) requireGuarded(t *testing.T, k key, command ...string) {
 	t.Helper()
-	run := c.kekctl(t, 1, join(command, c.etcdFlags)...)
+	run := c.kekctl(t, 1, join(command, c.witnessFlags())...)
 	text := run.Stderr(t)
 	total := 0
 	for _, resource := range []string{secrets, configmaps} {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,7 +26,7 @@ func testInterrupted(t *testing.T, c *cluster) {
 	// While it waits for the activation.
 	k := c.nodes[0].kekd.Kekctl(t, rotate...)
 	awaitRun(t, k, "it waits for the activation", func(context.Context) error {
-		if !strings.Contains(k.Stderr(t), "4 activation") {
+		if !strings.Contains(k.Stderr(t), "6 activation") {
 			return errors.New(k.Stderr(t))
 		}
 		return nil
@@ -108,4 +109,58 @@ func interrupt(t *testing.T, k *harness.Kekctl) {
 	if code := k.Wait(t, 10*time.Second); code != 1 {
 		t.Fatalf("kekctl ends with %d after an interruption, want 1\n%s", code, k.Stderr(t))
 	}
+}
+
+// testInterruptedAtEachStep ends kekctl after the first line of each step by SIGKILL, and
+// runs it again: the key that was created is the only one, and all ends under it.
+func testInterruptedAtEachStep(t *testing.T, c *cluster) {
+	const objects = 20
+	rotate := join([]string{"rotate", "--activate-in", activateIn, "--yes", "--method", "update", "--rate", "20"}, c.nodeFlags, c.kubeFlags, c.etcdFlags)
+	l := newLoad(t, c, objects)
+	before := len(c.ring(t))
+	for step := 1; step <= 9; step++ {
+		k := c.nodes[0].kekd.Kekctl(t, rotate...)
+		// Later steps come at once where an earlier run has done their work.
+		awaitRun(t, k, fmt.Sprintf("step %d begins", step), func(context.Context) error {
+			if text := "\n" + k.Stderr(t); !strings.Contains(text, fmt.Sprintf("\n%d ", step)) {
+				return errors.New(text)
+			}
+			return nil
+		})
+		k.Kill(t)
+		if n := len(c.ring(t)); n > before+1 {
+			t.Fatalf("killed in step %d, the ring has %d keys, want at most one more than the %d before\n%s", step, n, before, k.Stderr(t))
+		}
+	}
+	c.kekctl(t, 0, rotate...)
+	fresh := c.requireKey(t, "primary")
+	if n := len(c.ring(t)); n != before+1 {
+		t.Errorf("the ring has %d keys, want one more than the %d before", n, before)
+	}
+	c.requireAllUnder(t, fresh.KeyID)
+	l.requireReadable(t)
+	l.requireNone(t)
+}
+
+// testNothingBegun: what would make a new key useless is found before there is one.
+func testNothingBegun(t *testing.T, c *cluster) {
+	n := c.nodes[0]
+	l := newLoad(t, c, fewObjects)
+	before := c.ring(t)
+	rotate := join([]string{"rotate", "--activate-in", activateIn, "--yes", "--method", "update", "--rate", fastRate}, c.nodeFlags, c.etcdFlags)
+
+	// A kube-apiserver that does not answer, and a second node for it.
+	k := c.kekctl(t, 1, join(rotate, c.kubeFlags, []string{"--apiserver", "https://127.0.0.1:1", "--node", n.kekd.URL})...)
+	if text := k.Stderr(t); !strings.Contains(text, "2 reach       https://127.0.0.1:1: ") || strings.Contains(text, "\n3 ") {
+		t.Errorf("kekctl rotate does not end in step 2 with a kube-apiserver that is away:\n%s", text)
+	}
+	// A kekd that does not answer.
+	k = c.kekctl(t, 1, join(rotate, c.kubeFlags, []string{"--node", "http://127.0.0.1:1"})...)
+	if text := k.Stderr(t); !strings.Contains(text, "2 reach       127.0.0.1:1: ") {
+		t.Errorf("kekctl rotate does not end in step 2 with a kekd that is away:\n%s", text)
+	}
+	if after := c.ring(t); !slices.Equal(after, before) {
+		t.Errorf("the ring is %+v, want %+v: a key was created", after, before)
+	}
+	l.requireReadable(t)
 }

@@ -83,11 +83,11 @@ func testMigration(t *testing.T, c *cluster) {
 func requireEnded(t *testing.T, c *cluster, l *load, watch *keyIDWatch, old, fresh key) {
 	t.Helper()
 	c.requireAllUnder(t, fresh.KeyID)
-	c.kekctl(t, 0, join([]string{"key", "disable", old.ID, "--yes"}, c.etcdFlags)...)
+	c.kekctl(t, 0, join([]string{"key", "disable", old.ID, "--yes", "--wait", outOfUse}, c.witnessFlags())...)
 	c.requireState(t, old.ID, "disabled")
-	c.kekctl(t, 0, join([]string{"key", "destroy", old.ID, "--after", "0d", "--yes"}, c.etcdFlags)...)
+	c.kekctl(t, 0, join([]string{"key", "destroy", old.ID, "--after", "0d", "--force", old.ID, "--yes"}, c.witnessFlags())...)
 	c.requireState(t, old.ID, "scheduled-for-destruction")
-	c.kekctl(t, 0, join([]string{"key", "purge", old.ID, "--yes"}, c.etcdFlags)...)
+	c.kekctl(t, 0, join([]string{"key", "purge", old.ID, "--yes"}, c.witnessFlags())...)
 	c.requireState(t, old.ID, "gone")
 
 	l.stop()

@@ -272,8 +272,9 @@ func importWithHMAC(t *testing.T, f *Fixture) {
 	}
 	other := f.Open(t)
 	must(t, other.Probe(t.Context(), id, kek.CBCHMAC))
-	must(t, other.Destroy(t.Context(), kek.Info{ID: id}))
-	if err := other.Destroy(t.Context(), kek.Info{ID: id}); !errors.Is(err, kek.ErrUnknownKey) {
+	seen := keyOf(t, other, id)
+	must(t, other.Destroy(t.Context(), seen))
+	if err := other.Destroy(t.Context(), seen); !errors.Is(err, kek.ErrUnknownKey) {
 		t.Errorf("something was left: %v", err)
 	}
 }

@@ -55,6 +55,7 @@ const (
 	OpAuditKeys
 	OpAuditCreate
 	OpAuditSign
+	OpAbandon
 	OpClose
 	ReplyOK
 	ReplyError
@@ -63,7 +64,7 @@ const (
 // String returns the operation as logs and metrics spell it.
 func (k Kind) String() string {
 	names := [...]string{"", "load", "login", "keys", "create", "prove", "wrap", "unwrap", "set-use", "destroy",
-		"import-state", "import-begin", "import", "import-abort", "evidence", "audit-keys", "audit-create", "audit-sign", "close", "ok", "error"}
+		"import-state", "import-begin", "import", "import-abort", "evidence", "audit-keys", "audit-create", "audit-sign", "abandon", "close", "ok", "error"}
 	if int(k) < len(names) && k > 0 {
 		return names[k]
 	}

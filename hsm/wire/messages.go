@@ -1,8 +1,10 @@
 package wire
 
 import (
+	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"kekd/internal/kek"
 )
@@ -110,6 +112,18 @@ type CreateReply struct {
 
 func (r *CreateReply) check() error { return r.Proof.check() }
 
+// AbandonRequest asks to destroy what a create or an import of this CKA_ID has
+// left, whatever of it there is (OpAbandon). It is for ids that were new to the
+// token.
+type AbandonRequest struct {
+	ID []byte `json:"id"`
+}
+
+// AbandonReply tells how many objects were destroyed.
+type AbandonReply struct {
+	Removed int `json:"removed"`
+}
+
 // ProveRequest asks which mechanism works with a key (OpProve).
 type ProveRequest struct {
 	ID []byte `json:"id"`
@@ -154,9 +168,37 @@ type UnwrapRequest struct {
 	Blob      []byte        `json:"blob"`
 }
 
+// Seen is a key as it was when a change was decided. The worker compares it with
+// the key on the token right before it changes that.
+type Seen struct {
+	Label string `json:"label"`
+	// Encrypt and Decrypt are the usage bits; nil where the token did not tell, which
+	// is not compared.
+	Encrypt *bool `json:"encrypt,omitempty"`
+	Decrypt *bool `json:"decrypt,omitempty"`
+	// CheckValue is not compared if it is unknown (zero) here or on the token.
+	CheckValue kek.CheckValue `json:"checkValue"`
+}
+
+// Deadline is a moment of the machine's clock, which both ends share, in Unix
+// milliseconds; 0 for none.
+type Deadline int64
+
+// Until makes the Deadline that is so far away.
+func Until(left time.Duration) Deadline { return Deadline(time.Now().Add(left).UnixMilli()) }
+
+// Passed reports whether the moment is over.
+func (d Deadline) Passed() bool { return d != 0 && time.Now().UnixMilli() >= int64(d) }
+
+// Time returns the moment.
+func (d Deadline) Time() time.Time { return time.UnixMilli(int64(d)).UTC() }
+
 // SetUseRequest asks to change a key's state (OpSetUse).
 type SetUseRequest struct {
-	ID []byte `json:"id"`
+	ID   []byte `json:"id"`
+	Seen Seen   `json:"seen"`
+	// NotAfter is when the worker must have begun.
+	NotAfter Deadline `json:"notAfter,omitempty"`
 	// Label is the CKA_LABEL that marks the new state.
 	Label string `json:"label"`
 	// Usable: the key may encrypt and decrypt in the new state.
@@ -170,7 +212,10 @@ type SetUseReply struct {
 
 // DestroyRequest asks to destroy a key and its HMAC key (OpDestroy).
 type DestroyRequest struct {
-	ID []byte `json:"id"`
+	ID   []byte `json:"id"`
+	Seen Seen   `json:"seen"`
+	// NotAfter is when the worker must have begun.
+	NotAfter Deadline `json:"notAfter,omitempty"`
 }
 
 // ImportMethod is how an imported key is wrapped, as kekctl spells it.
@@ -341,18 +386,23 @@ const (
 	// ClassSetup: module or token are not there, or not what they should be.
 	// Worth another try later, in a fresh process.
 	ClassSetup
+	// ClassChanged: the key is not as it was seen.
+	ClassChanged
+	// ClassLate: the deadline was over before anything was changed.
+	ClassLate
 )
 
 // String returns the class as logs and metrics spell it.
 func (c Class) String() string {
-	names := [...]string{"", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup"}
+	names := [...]string{"", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup", "changed", "timeout"}
 	if int(c) < len(names) && c > 0 {
 		return names[c]
 	}
 	return fmt.Sprintf("Class(%d)", uint8(c))
 }
 
-// sentinel is the class of kek errors that this class belongs to.
+// sentinel is the class of kek errors that this class belongs to, or the context's
+// error where the caller's time was up.
 func (c Class) sentinel() error {
 	switch c {
 	case ClassRequest:
@@ -365,6 +415,10 @@ func (c Class) sentinel() error {
 		return kek.ErrUnknownKey
 	case ClassAmbiguous:
 		return kek.ErrAmbiguous
+	case ClassChanged:
+		return kek.ErrChanged
+	case ClassLate:
+		return context.DeadlineExceeded
 	}
 	return kek.ErrUnavailable
 }
@@ -391,7 +445,7 @@ func (e *Error) Error() string {
 }
 
 func (e *Error) check() error {
-	if e.Class < ClassToken || e.Class > ClassSetup {
+	if e.Class < ClassToken || e.Class > ClassLate {
 		return fmt.Errorf("unknown class %d", uint8(e.Class))
 	}
 	return nil

@@ -182,9 +182,11 @@ func (w *Worker) generateAuditKey(id kek.ID, algorithm wire.AuditAlgorithm, made
 			attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET), attr(pkcs11.CKA_VALUE_LEN, 32),
 			attr(pkcs11.CKA_ENCRYPT, false), attr(pkcs11.CKA_DECRYPT, false),
 			attr(pkcs11.CKA_SIGN, true), attr(pkcs11.CKA_VERIFY, false))
-		if err := w.generate(text, pkcs11.CKM_GENERIC_SECRET_KEY_GEN, template, made); err != nil {
+		o, err := w.generate(text, pkcs11.CKM_GENERIC_SECRET_KEY_GEN, template)
+		if err != nil {
 			return wire.AuditKey{}, err
 		}
+		*made = append(*made, o)
 	} else {
 		common := []*pkcs11.Attribute{attr(pkcs11.CKA_LABEL, label), attr(pkcs11.CKA_ID, []byte(id)), attr(pkcs11.CKA_TOKEN, true)}
 		public := append([]*pkcs11.Attribute{

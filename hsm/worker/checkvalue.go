@@ -2,7 +2,6 @@ package worker
 
 import (
 	"bytes"
-	"errors"
 
 	"github.com/miekg/pkcs11"
 
@@ -19,36 +18,53 @@ import (
 // wrong bytes would revoke the key.
 func (w *Worker) checkValue(o pkcs11.ObjectHandle) (kek.CheckValue, error) {
 	var v kek.CheckValue
-	err := w.onSession("compute the check value", func(s session) error {
-		out, err := w.module.Encrypt(s.handle, o, p11.Mechanism{Type: pkcs11.CKM_AES_ECB}, make([]byte, 16))
-		if err != nil {
-			return err
-		}
-		again, err := w.module.Encrypt(s.handle, o, p11.Mechanism{Type: pkcs11.CKM_AES_ECB}, make([]byte, 16))
-		if err == nil && !bytes.Equal(out, again) {
-			return &wire.Error{Class: wire.ClassToken, Text: "the token encrypts the same to different bytes"}
-		}
-		if err == nil && len(out) == 16 {
-			copy(v[:], out)
-		}
+	err := w.onSession("compute the check value", func(s session) (err error) {
+		v, err = w.encryptZeros(s, o)
 		return err
 	})
-	refused, ok := errors.AsType[*wire.Error](err)
-	switch {
-	case err == nil:
-		return v, nil
-	case !ok || refused.Class != wire.ClassRefused:
+	if !isClass(err, wire.ClassRefused) {
 		return v, err
 	}
-	err = w.onSession("read the check value", func(s session) error {
-		b, err := w.module.GetAttribute(s.handle, o, pkcs11.CKA_CHECK_VALUE)
-		if unreadable(err) {
-			return nil
-		}
-		if len(b) == len(v) {
-			copy(v[:], b)
-		}
+	err = w.onSession("read the check value", func(s session) (err error) {
+		v, err = w.readCheckValue(s, o)
 		return err
 	})
+	return v, err
+}
+
+// checkValueOn is checkValue on a session of the caller's.
+func (w *Worker) checkValueOn(s session, o pkcs11.ObjectHandle) (kek.CheckValue, error) {
+	v, err := w.encryptZeros(s, o)
+	if e, ok := rvOf(err); ok {
+		if class, _ := judge(e); class == wire.ClassRefused {
+			return w.readCheckValue(s, o)
+		}
+	}
+	return v, err
+}
+
+func (w *Worker) encryptZeros(s session, o pkcs11.ObjectHandle) (v kek.CheckValue, err error) {
+	out, err := w.module.Encrypt(s.handle, o, p11.Mechanism{Type: pkcs11.CKM_AES_ECB}, make([]byte, 16))
+	if err != nil {
+		return v, err
+	}
+	again, err := w.module.Encrypt(s.handle, o, p11.Mechanism{Type: pkcs11.CKM_AES_ECB}, make([]byte, 16))
+	if err == nil && !bytes.Equal(out, again) {
+		return v, &wire.Error{Class: wire.ClassToken, Text: "the token encrypts the same to different bytes"}
+	}
+	if err == nil && len(out) == 16 {
+		copy(v[:], out)
+	}
+	return v, err
+}
+
+func (w *Worker) readCheckValue(s session, o pkcs11.ObjectHandle) (v kek.CheckValue, err error) {
+	b, err := w.module.GetAttribute(s.handle, o, pkcs11.CKA_CHECK_VALUE)
+	if unreadable(err) {
+		return v, nil
+	}
+	if len(b) == len(v) {
+		copy(v[:], b)
+	}
 	return v, err
 }

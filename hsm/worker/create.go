@@ -51,67 +51,95 @@ func secretTemplate(label string, id kek.ID) []*pkcs11.Attribute {
 }
 
 // Create makes a KEK with the given CKA_ID and proves it. A key that can't be
-// proven, or that the token made other than it was told, is destroyed again:
-// nothing was ever encrypted under it.
+// proven, or that the token made other than it was told, is refused; Abandon
+// removes it, since nothing was ever encrypted under it.
 func (w *Worker) Create(req wire.CreateRequest) (wire.CreateReply, error) {
 	id := kek.ID(req.ID)
-	return w.addKey(id, func(made *[]pkcs11.ObjectHandle) (wire.CreateReply, error) {
-		if err := w.generate("create the KEK", pkcs11.CKM_AES_KEY_GEN, kekTemplate(w.ring, id), made); err != nil {
-			return wire.CreateReply{}, err
-		}
-		c, err := w.existing(id)
-		if err != nil {
-			return wire.CreateReply{}, err
-		}
-		proof, err := w.proveNew(c, req.Mechanism, made)
-		if err != nil {
-			return wire.CreateReply{}, err
-		}
-		if err := safe(c.key.Attributes); err != nil {
-			return wire.CreateReply{}, err
-		}
-		key, err := w.readBack(id)
-		return wire.CreateReply{Key: key, Proof: proof}, err
-	})
+	if err := w.mustBeNew(id); err != nil {
+		return wire.CreateReply{}, err
+	}
+	if _, err := w.generate("create the KEK", pkcs11.CKM_AES_KEY_GEN, kekTemplate(w.ring, id)); err != nil {
+		return wire.CreateReply{}, err
+	}
+	c, err := w.existing(id)
+	if err != nil {
+		return wire.CreateReply{}, err
+	}
+	proof, err := w.proveNew(c, req.Mechanism)
+	if err != nil {
+		return wire.CreateReply{}, err
+	}
+	if err := safe(c.key.Attributes); err != nil {
+		return wire.CreateReply{}, err
+	}
+	key, err := w.readBack(id)
+	return wire.CreateReply{Key: key, Proof: proof}, err
 }
 
-// addKey runs add, which brings a key of this id onto the token and collects the
-// objects that it makes. When it fails they are destroyed again.
-func (w *Worker) addKey(id kek.ID, add func(made *[]pkcs11.ObjectHandle) (wire.CreateReply, error)) (wire.CreateReply, error) {
-	if existing, err := w.search(id); err != nil {
-		return wire.CreateReply{}, err
-	} else if existing != nil {
-		return wire.CreateReply{}, &wire.Error{Class: wire.ClassAmbiguous, Text: fmt.Sprintf("a key with CKA_ID %s exists already", id)}
+// mustBeNew refuses an id that a key of the ring has.
+func (w *Worker) mustBeNew(id kek.ID) error {
+	existing, err := w.search(id)
+	if err == nil && existing != nil {
+		err = &wire.Error{Class: wire.ClassAmbiguous, Text: fmt.Sprintf("a key with CKA_ID %s exists already", id)}
 	}
-	var made []pkcs11.ObjectHandle
-	reply, err := add(&made)
-	if err == nil {
-		return reply, nil
-	}
+	return err
+}
+
+// Abandon destroys what a create or an import of this CKA_ID has left, and makes
+// sure that it is gone. The objects are found by their CKA_ID, since a call that
+// fails gives no handle and may have made them all the same: SoftHSM keeps half a
+// key. Objects of other labels are not touched.
+func (w *Worker) Abandon(req wire.AbandonRequest) (wire.AbandonReply, error) {
+	id := kek.ID(req.ID)
 	w.forget(id)
-	for _, o := range made {
-		if undo := w.destroyObject("destroy the new key", o); undo != nil {
-			return wire.CreateReply{}, &wire.Error{
-				Class: wire.ClassRefused, Text: fmt.Sprintf("%v; and the new key could not be removed: %v", err, undo),
-				Hint: fmt.Sprintf("remove the key with CKA_ID %s by the vendor's tool", id),
+	left, err := w.leftOf(id)
+	if err != nil {
+		return wire.AbandonReply{}, err
+	}
+	for _, o := range left {
+		if err := w.destroyObject("destroy the new key", o); err != nil {
+			return wire.AbandonReply{}, err
+		}
+	}
+	again, err := w.leftOf(id)
+	if err == nil && len(again) > 0 {
+		err = &wire.Error{Class: wire.ClassRefused, Text: fmt.Sprintf("the token says that it destroyed key %s, and still has it", id)}
+	}
+	if err == nil {
+		err = w.tokenAnswers() // some modules show an empty token when theirs is gone
+	}
+	return wire.AbandonReply{Removed: len(left)}, err
+}
+
+// leftOf finds the objects of a key that is being made, finished or not.
+func (w *Worker) leftOf(id kek.ID) ([]pkcs11.ObjectHandle, error) {
+	var left []pkcs11.ObjectHandle
+	err := w.onSession("find what is left of key "+id.String(), func(s session) error {
+		left = nil
+		for _, of := range []kek.ID{id, id + hmacSuffix} {
+			for _, label := range []string{w.ring, importLabel(w.ring)} {
+				found, err := w.findUnfinished(s, attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_LABEL, label), attr(pkcs11.CKA_ID, []byte(of)))
+				if err != nil {
+					return err
+				}
+				left = append(left, found...)
 			}
 		}
-	}
-	return wire.CreateReply{}, err
+		return nil
+	})
+	return left, err
 }
 
-func (w *Worker) generate(text string, mech uint, template []*pkcs11.Attribute, made *[]pkcs11.ObjectHandle) error {
-	return w.once(text, func(s session) error {
-		o, err := w.module.GenerateKey(s.handle, mech, template)
-		if err == nil {
-			*made = append(*made, o)
-		}
+func (w *Worker) generate(text string, mech uint, template []*pkcs11.Attribute) (o pkcs11.ObjectHandle, err error) {
+	err = w.once(text, func(s session) (err error) {
+		o, err = w.module.GenerateKey(s.handle, mech, template)
 		return err
 	})
+	return o, err
 }
 
 // proveNew proves a new KEK, and gives it an HMAC key where it needs one.
-func (w *Worker) proveNew(c *candidate, mechanism string, made *[]pkcs11.ObjectHandle) (wire.ProveReply, error) {
+func (w *Worker) proveNew(c *candidate, mechanism string) (wire.ProveReply, error) {
 	id := kek.ID(c.key.ID)
 	if _, err := w.remember(id, *c); err != nil {
 		return wire.ProveReply{}, err
@@ -121,10 +149,11 @@ func (w *Worker) proveNew(c *candidate, mechanism string, made *[]pkcs11.ObjectH
 	if !isClass(err, wire.ClassRefused) || !wantsHMAC(mechanism) || w.offers(cbcHMAC) != "" {
 		return proof, err
 	}
-	if err := w.generate("create the HMAC key beside the KEK", pkcs11.CKM_GENERIC_SECRET_KEY_GEN, hmacTemplate(w.ring, id), made); err != nil {
+	hmac, err := w.generate("create the HMAC key beside the KEK", pkcs11.CKM_GENERIC_SECRET_KEY_GEN, hmacTemplate(w.ring, id))
+	if err != nil {
 		return wire.ProveReply{}, err
 	}
-	c.hmac, c.hasHMAC = (*made)[len(*made)-1], true
+	c.hmac, c.hasHMAC = hmac, true
 	if _, err := w.remember(id, *c); err != nil {
 		return wire.ProveReply{}, err
 	}

@@ -79,32 +79,33 @@ func (w *Worker) Import(req wire.ImportRequest) (wire.CreateReply, error) {
 	if err != nil {
 		return wire.CreateReply{}, err
 	}
-	return w.addKey(id, func(made *[]pkcs11.ObjectHandle) (wire.CreateReply, error) {
-		c, err := w.unwrapNew(req, key, mech, made)
-		if err != nil {
-			return wire.CreateReply{}, err
-		}
-		k, err := w.remember(id, *c)
-		if err != nil {
-			return wire.CreateReply{}, err
-		}
-		if err := checkImported(req, c.key.Attributes, k.kcv); err != nil {
-			return wire.CreateReply{}, err
-		}
-		proof, err := w.proveNew(c, req.Mechanism, made)
-		if err != nil {
-			return wire.CreateReply{}, err
-		}
-		err = w.set("take the imported key into the ring", c.aes, attr(pkcs11.CKA_LABEL, w.ring))
-		if refused, ok := errors.AsType[*wire.Error](err); ok && refused.Class == wire.ClassRefused {
-			refused.Hint = "an import needs a role that may change CKA_LABEL: no kekd may see the key before it is checked"
-		}
-		if err != nil {
-			return wire.CreateReply{}, err
-		}
-		key, err := w.readBack(id)
-		return wire.CreateReply{Key: key, Proof: proof}, err
-	})
+	if err := w.mustBeNew(id); err != nil {
+		return wire.CreateReply{}, err
+	}
+	c, err := w.unwrapNew(req, key, mech)
+	if err != nil {
+		return wire.CreateReply{}, err
+	}
+	k, err := w.remember(id, *c)
+	if err != nil {
+		return wire.CreateReply{}, err
+	}
+	if err := checkImported(req, c.key.Attributes, k.kcv); err != nil {
+		return wire.CreateReply{}, err
+	}
+	proof, err := w.proveNew(c, req.Mechanism)
+	if err != nil {
+		return wire.CreateReply{}, err
+	}
+	err = w.set("take the imported key into the ring", c.aes, attr(pkcs11.CKA_LABEL, w.ring))
+	if refused := refused(err); refused != nil {
+		refused.Hint = "an import needs a role that may change CKA_LABEL: no kekd may see the key before it is checked"
+	}
+	if err != nil {
+		return wire.CreateReply{}, err
+	}
+	described, err := w.readBack(id)
+	return wire.CreateReply{Key: described, Proof: proof}, err
 }
 
 // unwrapWith finds what unwraps, and refuses a wrapped key whose length is not
@@ -164,7 +165,7 @@ func (w *Worker) mayUnwrap(id kek.ID, key pkcs11.ObjectHandle) error {
 }
 
 // unwrapNew unwraps the key under the label of imports and describes it.
-func (w *Worker) unwrapNew(req wire.ImportRequest, key pkcs11.ObjectHandle, mech p11.Mechanism, made *[]pkcs11.ObjectHandle) (*candidate, error) {
+func (w *Worker) unwrapNew(req wire.ImportRequest, key pkcs11.ObjectHandle, mech p11.Mechanism) (*candidate, error) {
 	label := importLabel(w.ring)
 	template := aesTemplate(label, kek.ID(req.ID))
 	var o pkcs11.ObjectHandle
@@ -179,7 +180,6 @@ func (w *Worker) unwrapNew(req wire.ImportRequest, key pkcs11.ObjectHandle, mech
 	if err != nil {
 		return nil, w.unwrapFailure(req, err)
 	}
-	*made = append(*made, o)
 	var c candidate
 	err = w.onSession("look at the unwrapped key", func(s session) (err error) {
 		c, err = w.describe(s, o)

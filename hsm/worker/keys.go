@@ -23,12 +23,18 @@ func attr(typ uint, value any) *pkcs11.Attribute { return pkcs11.NewAttribute(ty
 // that it lacks so far and writes that to disk, over what the maker has written in
 // the meantime. The new key is lost. Until an object is finished there its
 // CKA_TOKEN is false, and a search compares attributes without that effect.
+func (w *Worker) findObjects(s session, template ...*pkcs11.Attribute) ([]pkcs11.ObjectHandle, error) {
+	return w.findUnfinished(s, append(template, attr(pkcs11.CKA_TOKEN, true))...)
+}
+
+// findUnfinished is findObjects for objects that may never have been finished. Who
+// finds one destroys it and reads nothing of it that its maker may still write.
 //
 // What a session finds that is not logged in is not believed: it sees no private
 // object, and says so with CKR_OK. A module may log out or close all sessions by
 // itself, and the next one that it opens is such a session.
-func (w *Worker) findObjects(s session, template ...*pkcs11.Attribute) ([]pkcs11.ObjectHandle, error) {
-	found, err := w.module.FindObjects(s.handle, append(template, attr(pkcs11.CKA_TOKEN, true)), maxObjects)
+func (w *Worker) findUnfinished(s session, template ...*pkcs11.Attribute) ([]pkcs11.ObjectHandle, error) {
+	found, err := w.module.FindObjects(s.handle, template, maxObjects)
 	if err != nil || !w.login {
 		return found, err
 	}

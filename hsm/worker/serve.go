@@ -122,9 +122,9 @@ func (w *Worker) dispatch(f wire.Frame) (meta any, sec secret.Bytes, err error) 
 	case wire.OpSetUse:
 		return decoded(f, w.SetUse)
 	case wire.OpDestroy:
-		return decoded(f, func(req wire.DestroyRequest) (struct{}, error) {
-			return struct{}{}, w.Destroy(kek.ID(req.ID))
-		})
+		return decoded(f, func(req wire.DestroyRequest) (struct{}, error) { return struct{}{}, w.Destroy(req) })
+	case wire.OpAbandon:
+		return decoded(f, w.Abandon)
 	case wire.OpImportState:
 		reply, err := w.ImportState()
 		return reply, nil, err

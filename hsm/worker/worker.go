@@ -151,6 +151,9 @@ type plan struct {
 	canary bool
 	// forget, if not nil, is called before another try when a handle was stale.
 	forget func()
+	// begun, if not nil, reports that fn has begun to change the token: after that
+	// there is no other try.
+	begun func() bool
 }
 
 // onSession runs fn on a session of the pool, and a second time where the error
@@ -180,7 +183,7 @@ func (w *Worker) run(text string, p plan, fn func(s session) error) error {
 		}
 		_, what := judge(e)
 		switch {
-		case what == giveUp || attempt >= p.tries:
+		case what == giveUp || attempt >= p.tries || p.begun != nil && p.begun():
 			if !p.canary || !ambiguous(e) {
 				return fail(text, err)
 			}

@@ -12,6 +12,7 @@ import (
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 )
 
@@ -24,11 +25,15 @@ type APIServer struct {
 	// URL is https://HOST:PORT, with a path where the kubeconfig has one.
 	URL string
 
-	client *http.Client
+	client   *http.Client
+	metadata metadata.Interface
 }
 
-// Name is the server's URL.
+// Name returns the server's URL.
 func (s *APIServer) Name() string { return s.URL }
+
+// Metadata returns a client of this server and no other.
+func (s *APIServer) Metadata() metadata.Interface { return s.metadata }
 
 // APIServers finds all API servers of the cluster: the endpoints of the service
 // "kubernetes". A cluster that does not list them has the kubeconfig's server only.
@@ -72,7 +77,13 @@ func servers(config *rest.Config, urls []string) ([]*APIServer, error) {
 	}
 	var all []*APIServer
 	for _, u := range urls {
-		all = append(all, &APIServer{URL: strings.TrimSuffix(u, "/"), client: client})
+		s := &APIServer{URL: strings.TrimSuffix(u, "/"), client: client}
+		own := metadata.ConfigFor(config)
+		own.Host = s.URL
+		if s.metadata, err = metadata.NewForConfigAndClient(own, client); err != nil {
+			return nil, fmt.Errorf("make a client for %s: %w", s.URL, err)
+		}
+		all = append(all, s)
 	}
 	return all, nil
 }

@@ -4,12 +4,14 @@
 package cluster
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
@@ -59,6 +61,21 @@ func Connect(kubeconfig, context string) (*Cluster, error) {
 
 // Server is the address of the kubeconfig's server.
 func (c *Cluster) Server() string { return c.config.Host }
+
+// Ready asks the kubeconfig's server whether it is ready, its store and its KMS
+// plugins included. A user who may not ask takes it to be.
+func (c *Cluster) Ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	err := c.Kube.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
+	if apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
+		return nil
+	}
+	return err
+}
+
+// readyTimeout bounds the wait for an answer.
+const readyTimeout = 10 * time.Second
 
 func load(kubeconfig, context string) (*rest.Config, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()

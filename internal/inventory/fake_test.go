@@ -20,13 +20,16 @@ type fakeEtcd struct {
 	t         *testing.T
 	revisions []map[string]string // by revision
 	compacted int64
-	// largest answer in bytes; 0 for any.
+	// largest answer in bytes, unless any is asked for; 0 for any, 1 for none.
 	largest int
+	// fails, if not nil, says whether a request fails.
+	fails func() error
 	// before is called before a request for keys is answered, with its number.
 	before func(n int)
 
-	pages []page
-	err   error
+	pages   []page
+	counted int64 // keys in the ranges of all requests for keys
+	err     error
 }
 
 // page is what one request for keys brought.
@@ -69,6 +72,11 @@ func (f *fakeEtcd) Get(ctx context.Context, key string, opts ...clientv3.OpOptio
 	if !op.IsCountOnly() && f.before != nil {
 		f.before(len(f.pages))
 	}
+	if f.fails != nil {
+		if err := f.fails(); err != nil {
+			return nil, err
+		}
+	}
 	revision := op.Rev()
 	switch {
 	case revision == 0:
@@ -93,10 +101,12 @@ func (f *fakeEtcd) Get(ctx context.Context, key string, opts ...clientv3.OpOptio
 			size += len(content[k])
 		}
 	}
-	if f.largest > 0 && size > f.largest {
+	if f.largest > 0 && size > f.largest && (ctx.Value(anySize{}) == nil || f.largest == 1) {
+		f.pages = append(f.pages, page{op.Limit(), 0})
 		return nil, status.Error(codes.ResourceExhausted, "grpc: received message larger than max")
 	}
 	if !op.IsCountOnly() {
+		f.counted += resp.Count
 		f.pages = append(f.pages, page{op.Limit(), len(resp.Kvs)})
 	}
 	return resp, nil

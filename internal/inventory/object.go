@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -14,7 +15,7 @@ import (
 	"kekd/internal/kek"
 )
 
-// Class is what stands around an object in etcd.
+// Class is what is around an object in etcd.
 type Class string
 
 // The classes. They are part of the JSON that kekctl prints.
@@ -25,8 +26,8 @@ const (
 	OtherProvider Class = "other-provider"
 	// Unencrypted objects are as kube-apiserver encodes them.
 	Unencrypted Class = "unencrypted"
-	// Unparsable objects claim to be encrypted and are none that kube-apiserver
-	// could read.
+	// Unparsable objects claim to be encrypted, but kube-apiserver could not read
+	// them.
 	Unparsable Class = "unparsable"
 )
 
@@ -45,7 +46,8 @@ type Object struct {
 	// Provider is the name of a KMS v2 provider; of OtherProvider objects it is
 	// type, version and name, as in aescbc:v1:key1.
 	Provider string
-	// KeyID is the key_id of a KMS v2 object, else empty.
+	// KeyID is the key_id of a KMS v2 object, also of an unparsable one if it can be
+	// read; else empty.
 	KeyID string
 	// Problem says why an object is unparsable. It holds nothing of the value.
 	Problem string
@@ -58,6 +60,12 @@ type Object struct {
 // it any more.
 func (o Object) Under(ring string, id kek.ID) bool {
 	return o.Class == KMSv2 && under(o.KeyID, ring, id)
+}
+
+// Unclear reports whether the object may be encrypted under any key of the ring,
+// since it cannot be parsed and does not name its key.
+func (o Object) Unclear(ring string) bool {
+	return Standing{o.Class, o.Provider, o.KeyID}.unclear(ring)
 }
 
 func under(keyID, ring string, id kek.ID) bool {
@@ -86,8 +94,13 @@ const (
 // otherProviders are the types and versions of kube-apiserver's other providers.
 var otherProviders = []string{"aescbc:v1:", "aesgcm:v1:", "secretbox:v1:", "kms:v1:"}
 
-// classify reads what stands around a value. The error goes with Unparsable, which
-// keeps the provider if there is one.
+// ofOtherType reports whether a provider, named as in Object, is not of KMS v2.
+func ofOtherType(provider string) bool {
+	return slices.ContainsFunc(otherProviders, func(kind string) bool { return strings.HasPrefix(provider, kind) })
+}
+
+// classify reads what is around a value. The error goes with Unparsable, which keeps
+// the provider and the key_id if they can be read.
 func classify(value []byte) (class Class, provider, keyID string, err error) {
 	rest, ok := bytes.CutPrefix(value, []byte(encrypted))
 	if !ok {
@@ -101,7 +114,7 @@ func classify(value []byte) (class Class, provider, keyID string, err error) {
 		}
 		keyID, err := decode(data)
 		if err != nil {
-			return Unparsable, provider, "", err
+			return Unparsable, provider, keyID, err
 		}
 		return KMSv2, provider, keyID, nil
 	}
@@ -109,7 +122,7 @@ func classify(value []byte) (class Class, provider, keyID string, err error) {
 		if rest, ok := bytes.CutPrefix(rest, []byte(kind)); ok {
 			name, _, err := cutProvider(rest)
 			if err != nil {
-				return Unparsable, "", "", err
+				return Unparsable, kind, "", err
 			}
 			return OtherProvider, kind + name, "", nil
 		}
@@ -135,33 +148,44 @@ const (
 
 // decode returns the key_id of a stored object that kube-apiserver would take to
 // its KMS plugin. These are the checks of kmsv2.ValidateEncryptedObject, whose
-// package would bring most of kube-apiserver along.
+// package would bring most of kube-apiserver along. The key_id comes with an error
+// if it can be read.
 func decode(data []byte) (keyID string, err error) {
 	o := new(kmstypes.EncryptedObject)
 	if err := proto.Unmarshal(data, o); err != nil {
-		return "", errors.New("it is no EncryptedObject of KMS v2")
+		return "", errors.New("it is not an EncryptedObject of KMS v2")
 	}
+	if len(o.KeyID) <= maxKeyID {
+		keyID = o.KeyID
+	}
+	return keyID, validate(o)
+}
+
+func validate(o *kmstypes.EncryptedObject) error {
 	if _, known := kmstypes.EncryptedDEKSourceType_name[int32(o.EncryptedDEKSourceType)]; !known {
-		return "", fmt.Errorf("encryptedDEKSourceType is %d, which kube-apiserver does not know", o.EncryptedDEKSourceType)
+		return fmt.Errorf("encryptedDEKSourceType is %d, which kube-apiserver does not know", o.EncryptedDEKSourceType)
 	}
 	if len(o.EncryptedData) == 0 {
-		return "", errors.New("encryptedData is empty")
+		return errors.New("encryptedData is empty")
 	}
 	if n := len(o.EncryptedDEKSource); n == 0 || n > maxDEKSource {
-		return "", fmt.Errorf("encryptedDEKSource has %d bytes, not 1 to %d", n, maxDEKSource)
+		return fmt.Errorf("encryptedDEKSource has %d bytes, not 1 to %d", n, maxDEKSource)
 	}
 	if n := len(o.KeyID); n == 0 || n > maxKeyID {
-		return "", fmt.Errorf("keyID has %d bytes, not 1 to %d", n, maxKeyID)
+		return fmt.Errorf("keyID has %d bytes, not 1 to %d", n, maxKeyID)
 	}
 	size := 0
 	for name, value := range o.Annotations {
 		size += len(name) + len(value)
 		if len(validation.IsFullyQualifiedDomainName(nil, name)) > 0 {
-			return "", errors.New("an annotation's name is no domain name")
+			return errors.New("an annotation's name is not a domain name")
 		}
 	}
 	if size > maxAnnotations {
-		return "", fmt.Errorf("the annotations have %d bytes, more than %d", size, maxAnnotations)
+		return fmt.Errorf("the annotations have %d bytes, more than %d", size, maxAnnotations)
 	}
-	return o.KeyID, nil
+	return nil
 }
+
+// Standing returns what stands around the object.
+func (o Object) Standing() Standing { return Standing{o.Class, o.Provider, o.KeyID} }

@@ -31,19 +31,31 @@ const Unlisted = "(unlisted)"
 
 // Report is an inventory. Its size is bounded whatever etcd holds.
 type Report struct {
-	// Endpoint and Prefix say what was read.
+	// Endpoint and Prefix name the cluster's own etcd. Stores say all that was read.
 	Endpoint string    `json:"endpoint"`
 	Prefix   string    `json:"prefix"`
 	Began    time.Time `json:"began"`
 	Seconds  float64   `json:"seconds"`
 	Pass
-	Objects int64 `json:"objects"`
+	Stores  []StoreRead `json:"stores"`
+	Objects int64       `json:"objects"`
 	// Totals sums up the resources.
 	Totals []Count `json:"totals"`
 	// Resources are sorted by name.
 	Resources []Resource `json:"resources"`
 	// Unparsable are the first of the unparsable objects.
 	Unparsable []Sample `json:"unparsable,omitempty"`
+}
+
+// StoreRead is an etcd that was read, the cluster's own first.
+type StoreRead struct {
+	Endpoint string `json:"endpoint"`
+	// Prefix is what all keys that were read begin with.
+	Prefix string `json:"prefix"`
+	// Overrides are the resources that kube-apiserver keeps in this etcd because of
+	// --etcd-servers-overrides, as that flag spells them.
+	Overrides []string `json:"overrides,omitempty"`
+	Pass
 }
 
 // Resource is the part of a report about one resource.
@@ -55,13 +67,13 @@ type Resource struct {
 	Counts []Count `json:"counts"`
 }
 
-// Count is how many objects stand in the same way. The fields are as in Object.
+// Count is how many objects have the same standing. The fields are as in Object.
 type Count struct {
 	Standing
 	Objects int64 `json:"objects"`
 }
 
-// Standing is what stands around an object. Encrypted objects whose key or
+// Standing is what is around an object. Encrypted objects whose key or
 // provider is beyond the bounds have neither here.
 type Standing struct {
 	Class    Class  `json:"class"`
@@ -75,27 +87,62 @@ type Sample struct {
 	Problem string `json:"problem"`
 }
 
-// Under returns how many objects stand under the KEK with this ring label and
-// CKA_ID, in total and for each resource that has some. KMS v2 objects without a
-// listed key_id count as well, since they may.
-func (r *Report) Under(ring string, id kek.ID) (total int64, perResource map[string]int64) {
-	perResource = map[string]int64{}
+// Uses is how many objects may need a KEK.
+type Uses struct {
+	// Objects are those whose key_id names it.
+	Objects int64 `json:"objects"`
+	// Unclear are those that may be encrypted under it, or under any other key: they
+	// cannot be parsed, or their key_id is beyond the report's bounds.
+	Unclear int64 `json:"unclear"`
+	// Resources has the sum of both for each resource that has some.
+	Resources map[string]int64 `json:"resources"`
+}
+
+// None reports that no object can need the KEK.
+func (u Uses) None() bool { return u.Objects+u.Unclear == 0 }
+
+// Under returns how many objects are encrypted, or may be, under the KEK with this
+// ring label and CKA_ID.
+func (r *Report) Under(ring string, id kek.ID) Uses {
+	uses := Uses{Resources: map[string]int64{}}
 	for _, resource := range r.Resources {
 		for _, c := range resource.Counts {
-			if c.Class == KMSv2 && (c.KeyID == "" || under(c.KeyID, ring, id)) {
-				perResource[resource.Resource] += c.Objects
-				total += c.Objects
+			switch {
+			case c.unclear(ring):
+				uses.Unclear += c.Objects
+			case c.encrypted() && under(c.KeyID, ring, id):
+				uses.Objects += c.Objects
+			default:
+				continue
 			}
+			uses.Resources[resource.Resource] += c.Objects
 		}
 	}
-	return total, perResource
+	return uses
+}
+
+// encrypted: by a KMS v2 provider, though the object may be damaged.
+func (s Standing) encrypted() bool { return s.Class == KMSv2 || s.Class == Unparsable }
+
+// unclear: nothing says that the object is not encrypted under a given key of the
+// ring. What cannot be parsed counts for the key that it names if it names one of
+// the ring.
+func (s Standing) unclear(ring string) bool {
+	switch s.Class {
+	case KMSv2:
+		return s.KeyID == ""
+	case Unparsable:
+		named, _, err := kek.ParseKeyID(s.KeyID)
+		return (err != nil || named != ring) && !ofOtherType(s.Provider)
+	}
+	return false
 }
 
 // Take visits all objects and counts them.
 func (s *Store) Take(ctx context.Context, opts Options) (*Report, error) {
 	began := time.Now()
 	t := tally{resources: map[string]standings{}}
-	pass, err := s.Visit(ctx, opts, func(o Object) error {
+	passes, err := s.visit(ctx, opts, func(o Object) error {
 		t.add(o)
 		return nil
 	})
@@ -103,7 +150,10 @@ func (s *Store) Take(ctx context.Context, opts Options) (*Report, error) {
 		return nil, err
 	}
 	r := t.report()
-	r.Endpoint, r.Prefix, r.Pass = s.endpoint, s.prefix, pass
+	r.Endpoint, r.Prefix, r.Pass = s.sources[0].endpoint, s.prefix, total(passes)
+	for i, src := range s.sources {
+		r.Stores = append(r.Stores, StoreRead{src.endpoint, s.prefix, src.resources, passes[i]})
+	}
 	r.Began, r.Seconds = began.UTC(), time.Since(began).Seconds()
 	return r, nil
 }

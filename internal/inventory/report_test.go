@@ -52,6 +52,7 @@ func TestReport(t *testing.T) {
 	var want map[string]any
 	if err := json.Unmarshal([]byte(`{
 		"endpoint": "http://fake:2379", "prefix": "/registry/", "seconds": 0, "revision": 1, "compacted": 0, "objects": 8,
+		"stores": [{"endpoint": "http://fake:2379", "prefix": "/registry/", "revision": 1, "compacted": 0}],
 		"totals": [
 			{"class": "kms-v2", "provider": "kekd", "keyID": "ring/02/000000", "objects": 2},
 			{"class": "kms-v2", "provider": "kekd", "keyID": "ring/01/000000", "objects": 1},
@@ -73,7 +74,7 @@ func TestReport(t *testing.T) {
 				{"class": "kms-v2", "provider": "kekd", "keyID": "ring/01/a1b2c3", "objects": 1}
 			]}
 		],
-		"unparsable": [{"key": "/registry/secrets/a/6", "problem": "it is no EncryptedObject of KMS v2"}]
+		"unparsable": [{"key": "/registry/secrets/a/6", "problem": "it is not an EncryptedObject of KMS v2"}]
 	}`), &want); err != nil {
 		t.Fatal(err)
 	}
@@ -81,18 +82,13 @@ func TestReport(t *testing.T) {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 
-	for id, want := range map[string]map[string]int64{
-		"\x01": {"secrets": 1, "widgets.example.com": 1},
-		"\x02": {"secrets": 2},
-		"\x03": {},
+	for id, want := range map[string]Uses{
+		"\x01": {Objects: 2, Unclear: 1, Resources: map[string]int64{"secrets": 2, "widgets.example.com": 1}},
+		"\x02": {Objects: 2, Unclear: 1, Resources: map[string]int64{"secrets": 3}},
+		"\x03": {Unclear: 1, Resources: map[string]int64{"secrets": 1}},
 	} {
-		total, resources := r.Under("ring", kek.ID(id))
-		var sum int64
-		for _, n := range want {
-			sum += n
-		}
-		if diff := cmp.Diff(want, resources); diff != "" || total != sum {
-			t.Errorf("%d under %x, want %d (-want +got):\n%s", total, id, sum, diff)
+		if diff := cmp.Diff(want, r.Under("ring", kek.ID(id))); diff != "" {
+			t.Errorf("under %x (-want +got):\n%s", id, diff)
 		}
 	}
 }
@@ -140,8 +136,50 @@ func TestReportIsBounded(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("what is not listed (-want +got):\n%s", diff)
 	}
-	if total, _ := r.Under("ring", "\x02\x50"); total != 2*maxStandings {
-		t.Errorf("%d objects under an unlisted key, want %d", total, 2*maxStandings)
+	// Those of resource c cannot be parsed.
+	want2 := Uses{Unclear: 2*maxStandings + 3*maxStandings, Resources: map[string]int64{"a": 2 * maxStandings, "c": 3 * maxStandings}}
+	if diff := cmp.Diff(want2, r.Under("ring", "\x02\x50")); diff != "" {
+		t.Errorf("under an unlisted key (-want +got):\n%s", diff)
+	}
+}
+
+// What cannot be parsed counts for the key that it names, else for every key.
+func TestReportUnder(t *testing.T) {
+	t.Parallel()
+	const first, second = "\x01", "\x02"
+	damaged := func(keyID string) string {
+		return string(sealed(func(o *kmstypes.EncryptedObject) { o.KeyID, o.EncryptedDEKSourceType = keyID, 2 }))
+	}
+	for name, c := range map[string]struct {
+		value         string
+		first, second Uses
+	}{
+		"whole":                      {underKey("ring/01/a1b2c3"), Uses{Objects: 1}, Uses{}},
+		"another ring":               {underKey("other/01/a1b2c3"), Uses{}, Uses{}},
+		"unknown type":               {damaged("ring/02/a1b2c3"), Uses{}, Uses{Objects: 1}},
+		"unknown type, no check":     {damaged("ring/02"), Uses{Unclear: 1}, Uses{Unclear: 1}},
+		"unknown type, another ring": {damaged("other/02/a1b2c3"), Uses{Unclear: 1}, Uses{Unclear: 1}},
+		"unknown type, no key_id":    {damaged(""), Uses{Unclear: 1}, Uses{Unclear: 1}},
+		"garbage":                    {"k8s:enc:kms:v2:kekd:x", Uses{Unclear: 1}, Uses{Unclear: 1}},
+		"no provider":                {"k8s:enc:kms:v2:", Uses{Unclear: 1}, Uses{Unclear: 1}},
+		"cut off":                    {"k8s:enc:km", Uses{Unclear: 1}, Uses{Unclear: 1}},
+		"aescbc":                     {"k8s:enc:aescbc:v1:key1:x", Uses{}, Uses{}},
+		"aescbc, no provider":        {"k8s:enc:aescbc:v1:", Uses{}, Uses{}},
+		"plaintext":                  {"k8s\x00", Uses{}, Uses{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := take(t, map[string]string{"/registry/secrets/a/1": c.value})
+			for id, want := range map[kek.ID]Uses{first: c.first, second: c.second} {
+				want.Resources = map[string]int64{}
+				if !want.None() {
+					want.Resources["secrets"] = 1
+				}
+				if diff := cmp.Diff(want, r.Under("ring", id)); diff != "" {
+					t.Errorf("under %s (-want +got):\n%s", id, diff)
+				}
+			}
+		})
 	}
 }
 

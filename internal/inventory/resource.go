@@ -11,7 +11,7 @@ var renamed = map[string]string{
 	"services/specs":     "services",
 }
 
-// split takes a key apart. Resources of kube-apiserver itself stand below their
+// split takes a key apart. Resources of kube-apiserver itself are below their
 // plural alone, whatever their group is; custom resources, and the few of the
 // apiservers within kube-apiserver, below group and plural.
 func (s *Store) split(key string) (resource string, path []string) {
@@ -37,14 +37,4 @@ func resourceParts(parts []string) int {
 		return 2
 	}
 	return 1
-}
-
-// resourcePrefix returns what the keys of this key's resource begin with; empty
-// where the key has nothing behind the resource.
-func (s *Store) resourcePrefix(key string) string {
-	_, path := s.split(key)
-	if len(path) == 0 {
-		return ""
-	}
-	return strings.TrimSuffix(key, strings.Join(path, "/"))
 }

@@ -11,37 +11,35 @@ func TestResource(t *testing.T) {
 	type parts struct {
 		Resource string
 		Path     []string
-		Prefix   string
 	}
 	for _, c := range []struct {
 		key  string
 		want parts
 	}{
-		{"/registry/secrets/ns/name", parts{"secrets", []string{"ns", "name"}, "/registry/secrets/"}},
-		{"/registry/namespaces/ns", parts{"namespaces", []string{"ns"}, "/registry/namespaces/"}},
-		{"/registry/minions/node1", parts{"nodes", []string{"node1"}, "/registry/minions/"}},
-		{"/registry/controllers/ns/x", parts{"replicationcontrollers", []string{"ns", "x"}, "/registry/controllers/"}},
-		{"/registry/ingress/ns/x", parts{"ingresses", []string{"ns", "x"}, "/registry/ingress/"}},
-		{"/registry/services/specs/ns/x", parts{"services", []string{"ns", "x"}, "/registry/services/specs/"}},
-		{"/registry/services/endpoints/ns/x", parts{"endpoints", []string{"ns", "x"}, "/registry/services/endpoints/"}},
-		{"/registry/services/others/x", parts{"services", []string{"others", "x"}, "/registry/services/"}},
-		{"/registry/ranges/serviceips", parts{"ranges", []string{"serviceips"}, "/registry/ranges/"}},
-		{"/registry/masterleases/10.0.0.1", parts{"masterleases", []string{"10.0.0.1"}, "/registry/masterleases/"}},
+		{"/registry/secrets/ns/name", parts{"secrets", []string{"ns", "name"}}},
+		{"/registry/namespaces/ns", parts{"namespaces", []string{"ns"}}},
+		{"/registry/minions/node1", parts{"nodes", []string{"node1"}}},
+		{"/registry/controllers/ns/x", parts{"replicationcontrollers", []string{"ns", "x"}}},
+		{"/registry/ingress/ns/x", parts{"ingresses", []string{"ns", "x"}}},
+		{"/registry/services/specs/ns/x", parts{"services", []string{"ns", "x"}}},
+		{"/registry/services/endpoints/ns/x", parts{"endpoints", []string{"ns", "x"}}},
+		{"/registry/services/others/x", parts{"services", []string{"others", "x"}}},
+		{"/registry/ranges/serviceips", parts{"ranges", []string{"serviceips"}}},
+		{"/registry/masterleases/10.0.0.1", parts{"masterleases", []string{"10.0.0.1"}}},
 		{
 			"/registry/apiextensions.k8s.io/customresourcedefinitions/widgets.example.com",
-			parts{"customresourcedefinitions.apiextensions.k8s.io", []string{"widgets.example.com"}, "/registry/apiextensions.k8s.io/customresourcedefinitions/"},
+			parts{"customresourcedefinitions.apiextensions.k8s.io", []string{"widgets.example.com"}},
 		},
-		{"/registry/example.com/widgets/ns/x", parts{"widgets.example.com", []string{"ns", "x"}, "/registry/example.com/widgets/"}},
-		{"/registry/example.com/widgets/x", parts{"widgets.example.com", []string{"x"}, "/registry/example.com/widgets/"}},
-		{"/registry/example.com/x", parts{"example.com", []string{"x"}, "/registry/example.com/"}},
-		{"/registry/health", parts{"health", []string{}, ""}},
-		{"/registry/", parts{"", []string{}, ""}},
-		{"/registry//", parts{"", []string{""}, "/registry//"}},
+		{"/registry/example.com/widgets/ns/x", parts{"widgets.example.com", []string{"ns", "x"}}},
+		{"/registry/example.com/widgets/x", parts{"widgets.example.com", []string{"x"}}},
+		{"/registry/example.com/x", parts{"example.com", []string{"x"}}},
+		{"/registry/health", parts{"health", []string{}}},
+		{"/registry/", parts{"", []string{}}},
+		{"/registry//", parts{"", []string{""}}},
 	} {
 		s := newStore(nil, "", "registry/", nil)
 		var got parts
 		got.Resource, got.Path = s.split(c.key)
-		got.Prefix = s.resourcePrefix(c.key)
 		if diff := cmp.Diff(c.want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", c.key, diff)
 		}

@@ -19,7 +19,7 @@ func TestPrefix(t *testing.T) {
 	}
 }
 
-// An etcd that cannot be reached is no empty one, and the error says why.
+// An etcd that cannot be reached is not an empty one, and the error says why.
 func TestOpenDials(t *testing.T) {
 	t.Parallel()
 	s, err := Open(Config{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -11,20 +12,15 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Pages are sized in bytes, which etcd cannot do: the number of keys follows from
-// the sizes seen so far.
-const (
-	pageBytes = 4 << 20
-	minKeys   = 10
-	firstKeys = 100
-	maxKeys   = 2000
-)
-
 // Options say how to read.
 type Options struct {
 	// Progress, if not nil, is called after every page with the number of objects
 	// read, and the number that there were at the start.
 	Progress func(done, total int64)
+	// Waiting, if not nil, is called when etcd, which has answered before, does not
+	// answer any more: before each pause, with the reason and how much longer is
+	// waited. Reading then resumes where it was.
+	Waiting func(reason error, left time.Duration)
 }
 
 // Pass is how reading all objects went.
@@ -32,107 +28,184 @@ type Pass struct {
 	// Revision is etcd's revision that the last object was read at.
 	Revision int64 `json:"revision"`
 	// Compacted counts how often etcd dropped the revision in the meantime and
-	// reading went on at the current one. 0 means that the objects are those of
+	// reading continued at the current one. 0 means that the objects are those of
 	// one instant. Otherwise each object was read once, as it was at some time
 	// since the start, unless it was deleted or created in the meantime.
 	Compacted int `json:"compacted"`
+	// Resumed counts how often reading continued after etcd had not answered.
+	Resumed int `json:"resumed,omitempty"`
 }
 
-// Visit calls visit for each object, in the order of etcd's keys. It reads page by
-// page, at one revision for as long as etcd keeps that. An error of visit ends it
-// and is returned as it is.
+// Visit calls visit for each object, in the order of etcd's keys; those of
+// overridden resources come last. It reads page by page, at one revision for as long
+// as etcd keeps that. An error of visit ends it and is returned as it is. The
+// revisions of objects and of Pass are those of the etcd that they are in; Pass has
+// that of the cluster's own.
 func (s *Store) Visit(ctx context.Context, opts Options, visit func(Object) error) (Pass, error) {
-	total, revision, err := s.count(ctx)
-	if err != nil {
-		return Pass{}, err
+	passes, err := s.visit(ctx, opts, visit)
+	return total(passes), err
+}
+
+// total is the pass of the cluster's own etcd, with what happened in all.
+func total(passes []Pass) Pass {
+	if len(passes) == 0 {
+		return Pass{}
 	}
-	pass := Pass{Revision: revision}
-	var (
-		done  int64
-		start = s.prefix
-		all   = clientv3.GetPrefixRangeEnd(s.prefix)
-		end   = all
-		limit = int64(firstKeys)
-	)
-	for {
-		resp, err := s.get(ctx, start, clientv3.WithRange(end), clientv3.WithLimit(limit), clientv3.WithRev(pass.Revision))
-		switch {
-		case errors.Is(err, rpctypes.ErrCompacted):
-			// The apiserver compacts every five minutes. A store of that size is
-			// never read at one instant by asking again.
-			if pass.Revision, err = s.revision(ctx); err != nil {
-				return pass, err
-			}
-			pass.Compacted++
-			continue
-		case status.Code(err) == codes.ResourceExhausted && limit > 1:
-			limit = max(limit/4, 1) // more than maxAnswer
-			continue
-		case err != nil:
-			return pass, err
+	sum := passes[0]
+	for _, p := range passes[1:] {
+		sum.Compacted += p.Compacted
+		sum.Resumed += p.Resumed
+	}
+	return sum
+}
+
+// visit returns a pass for each source.
+func (s *Store) visit(ctx context.Context, opts Options, visit func(Object) error) ([]Pass, error) {
+	passes := make([]Pass, len(s.sources))
+	var objects, done int64
+	for i, src := range s.sources {
+		n, revision, err := s.count(ctx, src)
+		if err != nil {
+			return nil, err
 		}
-		size := 0
-		for _, kv := range resp.Kvs {
-			size += len(kv.Key) + len(kv.Value)
-			if err := visit(s.object(kv.Key, kv.Value, kv.ModRevision)); err != nil {
-				return pass, err
+		passes[i].Revision = revision
+		objects += n
+	}
+	for i, src := range s.sources {
+		scan := &scan{store: s, source: src, opts: opts, Pass: &passes[i], pager: newPager(s.prefix)}
+		err := scan.run(ctx, visit, func(n int) {
+			if done += int64(n); opts.Progress != nil {
+				opts.Progress(done, objects)
 			}
-		}
-		done += int64(len(resp.Kvs))
-		if opts.Progress != nil {
-			opts.Progress(done, total)
-		}
-		switch {
-		case resp.More:
-			last := string(resp.Kvs[len(resp.Kvs)-1].Key)
-			start = last + "\x00"
-			limit = nextLimit(limit, size/len(resp.Kvs))
-			// A resource is read to its end before the next begins.
-			end = all
-			if p := s.resourcePrefix(last); p != "" {
-				end = clientv3.GetPrefixRangeEnd(p)
-			}
-		case end != all:
-			// What this resource's objects weigh says nothing of the next: a page
-			// for 2000 events would be gigabytes of Helm releases.
-			start, end, limit = end, all, firstKeys
-		default:
-			return pass, nil
+		})
+		if err != nil {
+			return passes, err
 		}
 	}
+	return passes, nil
 }
 
 // count returns how many keys there are below the prefix, and etcd's revision. It
-// is an error if these are not a cluster's: whoever asks the wrong store or below
-// the wrong prefix would learn that no object needs a key.
-func (s *Store) count(ctx context.Context) (total, revision int64, err error) {
-	resp, err := s.get(ctx, s.prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+// is an error if these are not a cluster's: with the wrong store or the wrong prefix
+// it would seem that no object needs a key.
+func (s *Store) count(ctx context.Context, src *source) (objects, revision int64, err error) {
+	resp, err := src.get(ctx, s.prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
 	if err != nil {
 		return 0, 0, err
 	}
-	namespaces, err := s.get(ctx, s.prefix+"namespaces/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if src.resources != nil {
+		return resp.Count, resp.Header.Revision, nil // it may hold none of them yet
+	}
+	namespaces, err := src.get(ctx, s.prefix+"namespaces/", clientv3.WithPrefix(), clientv3.WithCountOnly())
 	if err != nil {
 		return 0, 0, err
 	}
 	if namespaces.Count == 0 {
 		return 0, 0, fmt.Errorf("etcd at %s has no namespaces below %s, so it is not the store of a cluster; "+
-			"give the endpoints and the prefix that kube-apiserver has (--etcd-servers, --etcd-prefix)", s.endpoint, s.prefix)
+			"give the endpoints and the prefix that kube-apiserver has (--etcd-servers, --etcd-prefix)", src.endpoint, s.prefix)
 	}
 	return resp.Count, resp.Header.Revision, nil
 }
 
-// revision returns etcd's current revision.
-func (s *Store) revision(ctx context.Context) (int64, error) {
-	resp, err := s.get(ctx, s.prefix, clientv3.WithCountOnly())
-	if err != nil {
-		return 0, err
-	}
-	return resp.Header.Revision, nil
+// scan reads one etcd, which has answered already.
+type scan struct {
+	store  *Store
+	source *source
+	opts   Options
+	*Pass
+	*pager
 }
 
-// nextLimit sizes the next page after one of so many keys, whose keys and values
-// had so many bytes each. It at most doubles, because the next objects may be
-// larger.
-func nextLimit(last int64, each int) int64 {
-	return min(max(pageBytes/int64(each+1), minKeys), 2*last, maxKeys)
+func (r *scan) run(ctx context.Context, visit func(Object) error, read func(n int)) error {
+	for {
+		resp, err := r.page(ctx)
+		if err != nil {
+			return err
+		}
+		for _, kv := range resp.Kvs {
+			if err := visit(r.store.object(kv.Key, kv.Value, kv.ModRevision)); err != nil {
+				return err
+			}
+		}
+		if len(resp.Kvs) > 0 {
+			read(len(resp.Kvs))
+		}
+		if !r.next(resp.Kvs, resp.Count, resp.More) {
+			return nil
+		}
+	}
+}
+
+// page asks for the next page until it has one.
+func (r *scan) page(ctx context.Context) (*clientv3.GetResponse, error) {
+	for {
+		resp, err := r.get(ctx, r.start, clientv3.WithRange(r.end()), clientv3.WithLimit(r.limit), clientv3.WithRev(r.Revision))
+		switch {
+		case errors.Is(err, rpctypes.ErrCompacted):
+			// kube-apiserver compacts every five minutes. A large store is never read
+			// at one instant by starting over.
+			current, err := r.get(ctx, r.store.prefix, clientv3.WithCountOnly())
+			if err != nil {
+				return nil, err
+			}
+			r.Revision = current.Header.Revision
+			r.Compacted++
+		case status.Code(err) == codes.ResourceExhausted && !r.refused() && ctx.Value(anySize{}) == nil:
+			ctx = context.WithValue(ctx, anySize{}, true) // one large object
+		case status.Code(err) == codes.ResourceExhausted && ctx.Value(anySize{}) == nil:
+			// More than maxAnswer: fewer are asked for.
+		default:
+			return resp, err
+		}
+	}
+}
+
+// How long an etcd may be away that has answered before: long enough for a restart,
+// or for the election of a leader.
+const (
+	patience   = time.Minute
+	firstPause = 250 * time.Millisecond
+	maxPause   = 5 * time.Second
+)
+
+// get makes one request, and repeats it while etcd is away.
+func (r *scan) get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	began := time.Now()
+	for pause := firstPause; ; pause = min(2*pause, maxPause) {
+		resp, err := r.source.get(ctx, key, opts...)
+		if err == nil {
+			if pause > firstPause {
+				r.Resumed++
+			}
+			return resp, nil
+		}
+		if ctx.Err() != nil || !transient(err) {
+			return nil, err
+		}
+		left := (patience - time.Since(began)).Round(time.Second)
+		if left <= 0 {
+			return nil, fmt.Errorf("%w; tried for %v, so run it again when etcd is back", err, time.Since(began).Round(time.Second))
+		}
+		if r.opts.Waiting != nil {
+			r.opts.Waiting(err, left)
+		}
+		select {
+		case <-time.After(min(pause, left)):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("read etcd at %s: %w", r.source.endpoint, context.Cause(ctx))
+		}
+	}
+}
+
+// transient reports whether a failed request may succeed later: etcd restarts, has
+// no leader for a moment, is overloaded, or cannot be reached.
+func transient(err error) bool {
+	if errors.Is(err, errNoAnswer) || errors.Is(err, rpctypes.ErrTooManyRequests) {
+		return true
+	}
+	code := status.Code(err)
+	if e, ok := errors.AsType[rpctypes.EtcdError](err); ok {
+		code = e.Code()
+	}
+	return code == codes.Unavailable || code == codes.DeadlineExceeded || code == codes.Aborted
 }

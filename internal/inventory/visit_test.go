@@ -35,15 +35,15 @@ func TestVisitEachOnce(t *testing.T) {
 	t.Parallel()
 	for name, fill := range map[string]func(map[string]string){
 		"few":      func(c map[string]string) { fill(c, "secrets", 3, 100) },
-		"a page":   func(c map[string]string) { fill(c, "secrets", firstKeys, 10) },
-		"one more": func(c map[string]string) { fill(c, "secrets", firstKeys+1, 10) },
+		"a page":   func(c map[string]string) { fill(c, "secrets", maxKeys, 10) },
+		"one more": func(c map[string]string) { fill(c, "secrets", maxKeys+1, 10) },
 		"many":     func(c map[string]string) { fill(c, "secrets", 9000, 10) },
 		"many resources": func(c map[string]string) {
 			for i := range 300 {
 				fill(c, fmt.Sprint("r", i), 2+i%5, 10)
 			}
 		},
-		"a resource's end": func(c map[string]string) { fill(c, "a", firstKeys, 10); fill(c, "b", 1, 10) },
+		"a resource's end": func(c map[string]string) { fill(c, "a", maxKeys, 10); fill(c, "b", 1, 10) },
 		"no slash behind": func(c map[string]string) {
 			for i := range 500 {
 				c[fmt.Sprint("/registry/key", i)] = "x"
@@ -92,21 +92,21 @@ func TestVisitSizesPages(t *testing.T) {
 		want    []page
 	}{
 		"small objects": {
-			func(c map[string]string) { fill(c, "secrets", 5000, 100) }, 0,
+			func(c map[string]string) { fill(c, "secrets", 100, 100) }, maxAnswer,
 			// The first page holds the namespace too.
-			[]page{{100, 100}, {200, 200}, {400, 400}, {800, 800}, {1600, 1600}, {2000, 1901}, {100, 0}},
+			[]page{{32, 32}, {32, 32}, {32, 32}, {32, 5}},
 		},
 		"large objects": {
-			func(c map[string]string) { fill(c, "secrets", 130, 1<<20) }, 0,
-			[]page{{100, 100}, {10, 10}, {10, 10}, {10, 10}, {10, 1}, {100, 0}},
+			func(c map[string]string) { fill(c, "secrets", 40, 500_000) }, maxAnswer,
+			[]page{{32, 0}, {8, 8}, {4, 4}, {4, 4}, {4, 4}, {4, 4}, {4, 4}, {4, 4}, {4, 4}, {4, 4}, {4, 1}},
 		},
 		"large behind small": {
-			func(c map[string]string) { fill(c, "events", 1000, 100); fill(c, "secrets", 150, 1<<20) }, 0,
-			[]page{{100, 100}, {200, 200}, {400, 400}, {800, 300}, {100, 100}, {10, 10}, {10, 10}, {10, 10}, {10, 10}, {10, 10}, {10, 1}, {100, 0}},
+			func(c map[string]string) { fill(c, "events", 40, 100); fill(c, "secrets", 30, 1<<20) }, 32 << 20,
+			[]page{{32, 32}, {32, 32}, {2, 2}, {1, 1}, {1, 1}, {1, 1}, {1, 1}, {1, 1}},
 		},
-		"more than can be taken": {
-			func(c map[string]string) { fill(c, "secrets", 110, 1<<20) }, maxAnswer,
-			[]page{{25, 25}, {10, 10}, {10, 10}, {10, 10}, {10, 10}, {10, 10}, {10, 10}, {10, 10}, {10, 10}, {10, 6}, {100, 0}},
+		"one that is larger than a page": {
+			func(c map[string]string) { fill(c, "events", 3, 100); fill(c, "secrets", 1, maxAnswer) }, maxAnswer - 1,
+			[]page{{32, 0}, {8, 0}, {2, 2}, {32, 0}, {8, 0}, {2, 2}, {32, 0}, {8, 0}, {2, 0}, {1, 0}, {1, 1}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -261,13 +261,13 @@ func TestVisitRefusesWhatIsNoCluster(t *testing.T) {
 func TestVisitShowsProgress(t *testing.T) {
 	t.Parallel()
 	content := map[string]string{}
-	fill(content, "secrets", 299, 10)
+	fill(content, "secrets", 69, 10)
 	var got [][2]int64
 	progress := func(done, total int64) { got = append(got, [2]int64{done, total}) }
 	if _, err := newFake(t, content).store().Take(t.Context(), Options{Progress: progress}); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([][2]int64{{100, 300}, {300, 300}, {300, 300}}, got); diff != "" {
+	if diff := cmp.Diff([][2]int64{{32, 70}, {64, 70}, {70, 70}}, got); diff != "" {
 		t.Errorf("progress (-want +got):\n%s", diff)
 	}
 }

@@ -16,9 +16,9 @@ var (
 	failures      = []codes.Code{codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Internal}
 	hsmOperations = []string{
 		"load", "login", "keys", "create", "prove", "probe", "wrap", "unwrap", "set-use", "destroy",
-		"import-state", "import-begin", "import", "import-abort", "evidence", "audit-keys", "audit-create", "audit-sign", "close",
+		"import-state", "import-begin", "import", "import-abort", "evidence", "audit-keys", "audit-create", "audit-sign", "abandon", "close",
 	}
-	hsmResults     = []string{"ok", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup", "timeout", "canceled", "unavailable"}
+	hsmResults     = []string{"ok", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup", "changed", "timeout", "canceled", "unavailable"}
 	restartReasons = []string{"died", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup"}
 	auditParts     = []string{"write", "sign", "forward", "memory", "trail"}
 	cacheResults   = []string{"hit", "miss", "remembered"}

@@ -17,6 +17,7 @@ type Etcd struct {
 	CAFile, CertFile, KeyFile string
 
 	service *service
+	health  string // URL
 }
 
 // StartEtcd starts an empty store and waits until it serves.
@@ -43,7 +44,7 @@ func startEtcd(tb testing.TB, scheme string, args ...string) *Etcd {
 	tb.Helper()
 	addresses := freeAddresses(tb, 3)
 	client, peer, health := scheme+addresses[0], "http://"+addresses[1], "http://"+addresses[2]
-	e := &Etcd{Endpoint: client}
+	e := &Etcd{Endpoint: client, health: health + "/health"}
 	e.service = newService(tb, "etcd", kubeBinary(tb, "etcd"), append(args,
 		"--name=e2e",
 		"--data-dir="+filepath.Join(shortDir(tb), "data"),
@@ -57,16 +58,32 @@ func startEtcd(tb testing.TB, scheme string, args ...string) *Etcd {
 		// The data lives as long as the test: no power cut can matter.
 		"--unsafe-no-fsync",
 	), nil)
+	e.Start(tb)
+	return e
+}
+
+// Start starts a store that was killed, with the data it had, and waits until it
+// serves.
+func (e *Etcd) Start(tb testing.TB) {
+	tb.Helper()
 	e.service.start(tb)
 	Eventually(tb, 30*time.Second, "etcd serves", func(ctx context.Context) error {
 		if err := e.service.alive(); err != nil {
 			return err
 		}
-		status, body, err := get(ctx, http.DefaultClient, health+"/health")
+		status, body, err := get(ctx, http.DefaultClient, e.health)
 		if err == nil && status != http.StatusOK {
 			err = fmt.Errorf("/health of etcd: %d %s", status, body)
 		}
 		return err
 	})
-	return e
 }
+
+// Kill ends it with SIGKILL. Its data stays.
+func (e *Etcd) Kill(tb testing.TB) {
+	tb.Helper()
+	e.service.kill(tb)
+}
+
+// PID is its process id.
+func (e *Etcd) PID() int { return e.service.run.pid }

@@ -202,7 +202,7 @@ func (e *Evidence) addServers(w Witnesses, q Question, answers []serverReport, r
 			Detail: fmt.Sprintf("the cluster lists %d and only %d are named; name every one with --apiserver or cluster.apiServers", w.Listed, len(answers))})
 	}
 	for i, a := range answers {
-		f := server(a, the, ours)
+		f := judgeServer(a, the, ours)
 		f.Witness = "apiserver " + w.APIServers[i].Name()
 		e.Findings = append(e.Findings, f)
 	}
@@ -242,7 +242,8 @@ func hashes(q Question, reports []nodes.Report) (the, ours map[string]bool) {
 	return the, ours
 }
 
-func server(a serverReport, the, ours map[string]bool) Finding {
+// judgeServer judges what an API server says; the and ours are hashes.
+func judgeServer(a serverReport, the, ours map[string]bool) Finding {
 	switch {
 	case errors.Is(a.err, cluster.ErrNoKMS):
 		return Finding{Verdict: Unused, Detail: "has no KMS v2 provider"}
@@ -285,30 +286,25 @@ func askEtcd(ctx context.Context, w Witnesses, q Question) Finding {
 		f.Detail = "could not be asked: " + oneLine(err)
 		return f
 	}
-	total, unclear, resources := uses(report, q.Key)
-	var parts []string
-	if total > 0 {
-		counts := make([]string, 0, len(resources))
-		for _, r := range slices.Sorted(maps.Keys(resources)) {
-			counts = append(counts, fmt.Sprintf("%d of %s", resources[r], r))
-		}
-		parts = append(parts, fmt.Sprintf("%d objects are encrypted under it (%s)", total, strings.Join(counts, ", ")))
-	}
-	if unclear > 0 {
-		parts = append(parts, fmt.Sprintf("%d kms:v2 objects cannot be parsed or have no listed key_id, and may be under it; kekctl inventory names them", unclear))
-	}
-	if len(parts) > 0 {
-		f.Verdict, f.Detail = Used, nodes.Line(strings.Join(parts, "; "))
+	if uses := report.Under(q.Key.Ring, q.Key.ID); !uses.None() {
+		f.Verdict, f.Detail = Used, nodes.Line(needs(uses))
 		return f
 	}
 	f.Verdict, f.Detail = Unused, fmt.Sprintf("no object of %d is encrypted under it", report.Objects)
 	return f
 }
 
-// uses counts the objects under the key, and those that may be.
-func uses(r *inventory.Report, key kek.Info) (objects, unclear int64, resources map[string]int64) {
-	objects, resources = r.Under(key.Ring, key.ID)
-	return objects, 0, resources
+// needs says how many objects need a key, or may.
+func needs(uses inventory.Uses) string {
+	counts := make([]string, 0, len(uses.Resources))
+	for _, r := range slices.Sorted(maps.Keys(uses.Resources)) {
+		counts = append(counts, fmt.Sprintf("%d of %s", uses.Resources[r], r))
+	}
+	text := fmt.Sprintf("%d objects are encrypted under it", uses.Objects)
+	if uses.Unclear > 0 {
+		text += fmt.Sprintf(", and %d may be, since kekctl cannot tell their key (kekctl inventory shows why)", uses.Unclear)
+	}
+	return fmt.Sprintf("%s: %s", text, strings.Join(counts, ", "))
 }
 
 // isKey reports whether a key_id names the key, whatever check value it has.

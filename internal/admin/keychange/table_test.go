@@ -58,10 +58,11 @@ var conditions = []condition{
 	}, "encrypts under it", "encrypts under it"},
 	{"apiserver", "uses another plugin", func(w *world, _ kek.Info) { w.servers[1].plain = true }, made, made},
 	{"apiserver", "is not listed while it is down", func(w *world, _ kek.Info) { w.servers = w.servers[:1] }, "2 kekds and only 1 API servers are known", "2 kekds and only 1 API servers are known"},
-	{"etcd", "holds 7 secrets under it", func(w *world, k kek.Info) { w.etcd.secrets[k.KeyID()] = 7 }, "7 objects are encrypted under it (7 of secrets)", "7 objects are encrypted under it (7 of secrets)"},
+	{"etcd", "holds 7 secrets under it", func(w *world, k kek.Info) { w.etcd.secrets[k.KeyID()] = 7 }, "7 objects are encrypted under it: 7 of secrets", "7 objects are encrypted under it: 7 of secrets"},
 	{"etcd", "holds 7 under it with no check value", func(w *world, k kek.Info) {
 		w.etcd.secrets[kek.KeyID(k.Ring, k.ID, kek.CheckValue{})] = 7
 	}, "7 of secrets", "7 of secrets"},
+	{"etcd", "holds 3 kms:v2 secrets that cannot be parsed", func(w *world, _ kek.Info) { w.etcd.secrets[""] = 3 }, "0 objects are encrypted under it, and 3 may be", "0 objects are encrypted under it, and 3 may be"},
 	{"etcd", "cannot be asked", func(w *world, _ kek.Info) { w.etcd.err = errors.New("deadline exceeded") }, "could not be asked: deadline exceeded", "could not be asked: deadline exceeded"},
 }
 

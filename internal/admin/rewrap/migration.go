@@ -25,6 +25,8 @@ const (
 	// cleanupTimeout bounds the wait for the controller to tidy up behind one, and
 	// the deletion of one, also after an interruption.
 	cleanupTimeout = 10 * time.Second
+	// samplePause is the time between two looks at some of what is migrated.
+	samplePause = 3 * time.Second
 )
 
 // migration is one of a resource.
@@ -50,7 +52,7 @@ func (r *run) migrateAll(ctx context.Context) error {
 	}()
 	for i := range r.plan.Resources {
 		resource := &r.plan.Resources[i]
-		if resource.Method != Migration || resource.Stale == 0 {
+		if resource.Method != Migration || resource.Stale == 0 || !resource.checked {
 			continue
 		}
 		m, err := r.create(ctx, resource)
@@ -61,7 +63,7 @@ func (r *run) migrateAll(ctx context.Context) error {
 		}
 	}
 	begun := time.Now()
-	noted := begun
+	noted, sampled := begun, begun
 	tick := time.NewTicker(migrationPoll)
 	defer tick.Stop()
 	for len(running) > 0 {
@@ -79,6 +81,12 @@ func (r *run) migrateAll(ctx context.Context) error {
 			running = slices.DeleteFunc(running, func(other *migration) bool { return other == m })
 			r.remove(ctx, m)
 			if err := r.settle(m.resource, problem); err != nil {
+				return err
+			}
+		}
+		if now.Sub(sampled) >= samplePause {
+			sampled = now
+			if err := r.readSamples(ctx); err != nil {
 				return err
 			}
 		}

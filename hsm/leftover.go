@@ -1,0 +1,118 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"kekd/hsm/wire"
+	"kekd/internal/kek"
+)
+
+// LeftoverError is a Create or an Import that failed and may have left a key on the
+// token.
+type LeftoverError struct {
+	ID kek.ID
+	// Found: the key is there. Otherwise nobody could look.
+	Found bool
+	// Err is why there is no new key, and Cleanup why it could not be removed or
+	// looked for.
+	Err, Cleanup error
+}
+
+// Error implements error.
+func (e *LeftoverError) Error() string {
+	if e.Found {
+		return fmt.Sprintf("%v; the key with CKA_ID %s exists and could not be removed: %v", e.Err, e.ID, e.Cleanup)
+	}
+	return fmt.Sprintf("%v; whether a key with CKA_ID %s exists is not known: %v", e.Err, e.ID, e.Cleanup)
+}
+
+// Hint says what to do about it.
+func (e *LeftoverError) Hint() string {
+	return fmt.Sprintf("kekctl key list shows whether the key is there; remove it with kekctl key cancel %s before it activates", e.ID)
+}
+
+// Unwrap yields why there is no new key.
+func (e *LeftoverError) Unwrap() error { return e.Err }
+
+// add makes a key, by a create or an import, and sees to it that a failure leaves
+// none. The id must be new to the ring: what has it after a failure is removed.
+func (t *Token) add(ctx context.Context, op wire.Kind, id kek.ID, req any) (wire.CreateReply, error) {
+	keys, err := t.Keys(ctx)
+	if err != nil {
+		return wire.CreateReply{}, err
+	}
+	for _, k := range keys {
+		if k.ID == id {
+			return wire.CreateReply{}, fmt.Errorf("%w: a key with this CKA_ID exists already", kek.ErrAmbiguous)
+		}
+	}
+	var reply wire.CreateReply
+	if _, err = t.do(ctx, op, noRetry, req, nil, &reply); err == nil {
+		return reply, nil
+	}
+	if errors.Is(err, kek.ErrAmbiguous) {
+		return wire.CreateReply{}, err // it was made by somebody else since then
+	}
+	answer, answered := errors.AsType[*wire.Error](err)
+	answered = answered && answer.Class != wire.ClassToken
+	if !answered && ctx.Err() != nil {
+		// A worker that is still at it must not make the key after it was looked for.
+		if p := t.sup.current(); p != nil {
+			t.sup.replace(ctx, p, err)
+		}
+	}
+	removed, cleanup := t.abandon(ctx, id, answered)
+	switch {
+	case cleanup != nil:
+		err = &LeftoverError{ID: id, Found: errors.Is(cleanup, kek.ErrRefused), Err: err, Cleanup: cleanup}
+	case answered: // as good as if the token had refused to make it
+	case removed:
+		err = fmt.Errorf("%w; the key that it left on the token was removed", err)
+	default:
+		err = fmt.Errorf("%w; no key was left on the token", err)
+	}
+	return wire.CreateReply{}, err
+}
+
+const (
+	// abandonTime bounds the search for a key that may have been left, whatever the
+	// caller's context says: that may be over, and be the reason.
+	abandonTime = 15 * time.Second
+	// abandonPause is the wait between two looks. A network HSM may finish a call
+	// whose worker is gone.
+	abandonPause = 500 * time.Millisecond
+	// abandonTries bounds the looks that fail.
+	abandonTries = 5
+)
+
+// abandon removes what a failed create or import has left, and reports whether
+// there was anything. It looks twice unless the token has answered.
+func (t *Token) abandon(ctx context.Context, id kek.ID, answered bool) (removed bool, err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTime)
+	defer cancel()
+	pause := time.NewTicker(abandonPause)
+	defer pause.Stop()
+	for looks, failed := 0, 0; ; {
+		var reply wire.AbandonReply
+		_, err := t.do(ctx, wire.OpAbandon, retry, wire.AbandonRequest{ID: []byte(id)}, nil, &reply)
+		switch {
+		case err == nil:
+			looks, removed = looks+1, removed || reply.Removed > 0
+		case errors.Is(err, kek.ErrRefused):
+			return removed, err
+		default:
+			failed++
+		}
+		if looks == 2 || looks == 1 && answered || failed == abandonTries {
+			return removed, err
+		}
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			return removed, gaveUp(ctx, "look for key "+id.String())
+		}
+	}
+}

@@ -1,0 +1,133 @@
+package hsm_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"kekd/hsm"
+	"kekd/hsm/hsmtest"
+	"kekd/internal/kek"
+)
+
+// A create that fails leaves nothing on the token, neither a KEK nor an HMAC key,
+// whatever happened to the call: it may have taken effect although it failed, never
+// have come back, or have taken the worker with it.
+func TestFailedCreateLeavesNothing(t *testing.T) {
+	t.Parallel()
+	const spared = "C_GenerateKey ms=1 n=1" // the first call, which makes the KEK
+	for name, c := range map[string]struct {
+		faults    []string
+		mechanism string
+		timeout   time.Duration // the caller's
+		want      string
+	}{
+		"failed":                        {faults: []string{"C_GenerateKey rv=0x5 n=1"}, want: "no key was left"},
+		"refused":                       {faults: []string{"C_GenerateKey rv=0x70 n=1"}, want: "CKR_MECHANISM_INVALID"},
+		"failed but took effect":        {faults: []string{"C_GenerateKey after rv=0x5 n=1"}, want: "was removed"},
+		"throttled but took effect":     {faults: []string{"C_GenerateKey after rv=0x30 n=1"}, want: "was removed"},
+		"refused but took effect":       {faults: []string{"C_GenerateKey after rv=0x70 n=1"}, want: "CKR_MECHANISM_INVALID"},
+		"never came back":               {faults: []string{"C_GenerateKey hang n=1"}, want: "no key was left"},
+		"took effect, never came back":  {faults: []string{"C_GenerateKey after hang n=1"}, want: "was removed"},
+		"worker died":                   {faults: []string{"C_GenerateKey crash n=1"}, want: "no key was left"},
+		"worker died after it":          {faults: []string{"C_GenerateKey after crash n=1"}, want: "was removed"},
+		"worker died in the check":      {faults: []string{"C_EncryptInit crash n=1"}, want: "was removed"},
+		"caller's time was up":          {faults: []string{"C_GenerateKey after hang n=1"}, timeout: time.Second, want: "was removed"},
+		"HMAC key took effect":          {faults: []string{spared, "C_GenerateKey after rv=0x5 n=1"}, mechanism: "aes-cbc-hmac", want: "was removed"},
+		"HMAC key refused, took effect": {faults: []string{spared, "C_GenerateKey after rv=0x70 n=1"}, mechanism: "aes-cbc-hmac", want: "CKR_MECHANISM_INVALID"},
+		"worker died after the HMAC":    {faults: []string{spared, "C_GenerateKey after crash n=1"}, mechanism: "aes-cbc-hmac", want: "was removed"},
+		"first search fails too":        {faults: []string{"C_GenerateKey after crash n=1", "C_DestroyObject rv=0x30 n=1"}, want: "was removed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := hsmtest.NewSoftHSM(t)
+			path := f.FaultModule(t)
+			token := f.Open(t, func(cfg *hsm.Config) {
+				cfg.Mechanism, cfg.CallTimeout = c.mechanism, 3*time.Second
+				if c.timeout > 0 {
+					cfg.CallTimeout = time.Minute
+				}
+			})
+			must(t, keysOf(t.Context(), token))
+			must(t, hsmtest.SetFaults(path, c.faults...))
+			ctx := t.Context()
+			if c.timeout > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, c.timeout)
+				defer cancel()
+			}
+			id := hsmtest.NewID(t)
+			_, _, err := token.Create(ctx, id)
+			_, left := errors.AsType[*hsm.LeftoverError](err)
+			if err == nil || left || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want an error with %q", err, c.want)
+			}
+			must(t, hsmtest.SetFaults(path))
+			other := f.Open(t)
+			keys, err := other.Keys(t.Context())
+			must(t, err)
+			if len(keys) != 0 {
+				t.Errorf("%d keys are listed, want none", len(keys))
+			}
+			// Which would destroy an HMAC key that was left alone.
+			if err := other.Destroy(t.Context(), kek.Info{ID: id}); !errors.Is(err, kek.ErrUnknownKey) {
+				t.Errorf("something is left: %v, want ErrUnknownKey", err)
+			}
+			_, _, err = token.Create(t.Context(), id) // the id is free again
+			must(t, err)
+		})
+	}
+}
+
+func keysOf(ctx context.Context, token *hsm.Token) error {
+	_, err := token.Keys(ctx)
+	return err
+}
+
+// What can't be removed is reported, and so is what nobody could look for.
+func TestFailedCreateThatLeavesAKey(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		faults []string
+		found  bool
+		want   string
+	}{
+		"the role may not destroy keys": {[]string{"C_GenerateKey after rv=0x5 n=1", "C_DestroyObject rv=0x1b"}, true, "exists and could not be removed"},
+		"refused, and may not destroy":  {[]string{"C_GenerateKey after rv=0x70 n=1", "C_DestroyObject rv=0x1b"}, true, "exists and could not be removed"},
+		"the token is gone":             {[]string{"C_GenerateKey after crash n=1", "C_Initialize rv=0x5"}, false, "is not known"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := hsmtest.NewSoftHSM(t)
+			path := f.FaultModule(t)
+			token := f.Open(t)
+			must(t, keysOf(t.Context(), token))
+			must(t, hsmtest.SetFaults(path, c.faults...))
+			id := hsmtest.NewID(t)
+			_, _, err := token.Create(t.Context(), id)
+			left, ok := errors.AsType[*hsm.LeftoverError](err)
+			if !ok || left.ID != id || left.Found != c.found || !strings.Contains(err.Error(), c.want) || !strings.Contains(hsm.Hint(err), id.String()) {
+				t.Errorf("got %v, hint %q; want a LeftoverError with %q", err, hsm.Hint(err), c.want)
+			}
+			must(t, hsmtest.SetFaults(path))
+			if keys, err := f.Open(t).Keys(t.Context()); err != nil || len(keys) != 1 {
+				t.Errorf("%d keys, %v; want the one that is left", len(keys), err)
+			}
+		})
+	}
+}
+
+// An id that is in use is refused before anything is made, so that cleaning up can't
+// meet the key that has it.
+func TestCreateOfAUsedIDKeepsTheKey(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	r.faults(t, "C_GenerateKey crash n=1")
+	if _, _, err := r.token.Create(t.Context(), r.id); !errors.Is(err, kek.ErrAmbiguous) {
+		t.Errorf("got %v, want ErrAmbiguous", err)
+	}
+	r.faults(t)
+	must(t, r.unwrap(t.Context()))
+}

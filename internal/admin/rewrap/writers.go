@@ -1,0 +1,347 @@
+package rewrap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"kekd/internal/inventory"
+)
+
+// Written is what etcd held after an API server was made to write an object.
+type Written struct {
+	Resource string `json:"resource"`
+	// APIServer is the server's URL.
+	APIServer string `json:"apiServer"`
+	// Key is the object's key in etcd.
+	Key string `json:"key"`
+	inventory.Standing
+	// Problem says what is wrong with it; empty if the object is under the primary.
+	Problem string `json:"problem,omitempty"`
+}
+
+// Writers is what CheckWriters found out.
+type Writers struct {
+	Plan    *Plan
+	Written []Written
+	// Unchecked are the resources of which no object could be written, if there is
+	// any, with the reason.
+	Unchecked map[string]string
+}
+
+// CheckWriters has each API server write one object of each resource of the ring, and
+// reads it back from etcd. An error says which writes what under something else than
+// the primary, or which resource has left the ring. What was spoiled that way is
+// brought back where an API server can do it. An object that is under the primary and
+// stays unchanged tells as much as one that is rewritten: a server that would write
+// it under something else rewrites it.
+func CheckWriters(ctx context.Context, cfg Config) (Writers, error) {
+	r, err := newRun(cfg)
+	if err != nil {
+		return Writers{}, err
+	}
+	defer r.failures.spill.close()
+	if err := r.makePlan(ctx); err != nil {
+		return Writers{}, err
+	}
+	w := Writers{Plan: r.plan, Unchecked: map[string]string{}}
+	var resources []*Resource
+	for i := range r.plan.Resources {
+		if r.plan.Resources[i].Problem == "" {
+			resources = append(resources, &r.plan.Resources[i])
+		}
+	}
+	for _, name := range r.plan.Absent {
+		w.Unchecked[name] = "it has no object"
+	}
+	err = r.checkWriters(ctx, resources)
+	w.Written = r.result.Written
+	for _, resource := range resources {
+		if err == nil && !resource.checked {
+			w.Unchecked[resource.Name] = "none of its objects could be written"
+		}
+	}
+	return w, err
+}
+
+const (
+	// candidates is how many objects of a resource may be tried, of those that are
+	// under the same kind of provider.
+	candidates = 4
+	// sampled is how many stale objects of a resource are read back now and then.
+	sampled = 64
+	// lostRaces is how often something else may write the object in hand.
+	lostRaces = 3
+)
+
+// sample is a random choice of a resource's objects.
+type sample struct {
+	// byRank are candidates, by what they are under.
+	byRank [ranks]reservoir
+	stale  reservoir
+}
+
+// reservoir keeps some of the objects that it is shown, each with the same chance:
+// what is damaged or forbidden often stands in one stretch.
+type reservoir struct {
+	size    int
+	shown   int
+	objects []object
+}
+
+func (v *reservoir) show(o object) {
+	v.shown++
+	if len(v.objects) < v.size {
+		v.objects = append(v.objects, o)
+	} else if i := rand.IntN(v.shown); i < v.size { //nolint:gosec // G404: no secret depends on it
+		v.objects[i] = o
+	}
+}
+
+// The ranks order what objects are under. An API server that writes a lower one where
+// a higher one was makes it worse.
+const (
+	rankUnknown = iota
+	rankUnencrypted
+	rankOther // another provider or plugin
+	rankRing  // an older key of the ring
+	rankPrimary
+	ranks
+)
+
+func (r *run) rank(o inventory.Object) int {
+	switch {
+	case o.Under(r.ring, r.primary):
+		return rankPrimary
+	case r.ours(o.Standing()):
+		return rankRing
+	case o.Class == inventory.Unparsable:
+		return rankUnknown
+	case o.Class == inventory.Unencrypted:
+		return rankUnencrypted
+	}
+	return rankOther
+}
+
+// drawSamples reads etcd for objects of the resources.
+func (r *run) drawSamples(ctx context.Context, resources []*Resource) error {
+	for _, resource := range resources {
+		s := new(sample)
+		for i := range s.byRank {
+			s.byRank[i].size = candidates
+		}
+		s.stale.size = sampled
+		r.samples[resource.Name] = s
+	}
+	pass, err := r.Store.Visit(ctx, r.reading(), func(found inventory.Object) error {
+		s, resource := r.samples[found.Resource], r.plan.find(found.Resource)
+		if s == nil || !resource.target.fits(found.Path) {
+			return nil
+		}
+		o, rank := object{found, resource}, r.rank(found)
+		s.byRank[rank].show(o)
+		if rank != rankPrimary && rank != rankUnknown {
+			s.stale.show(o)
+		}
+		return nil
+	})
+	r.base = max(r.base, pass.Revision)
+	return err
+}
+
+// checkWriters checks every API server with every resource. A resource of which no
+// object can be written stays unchecked.
+func (r *run) checkWriters(ctx context.Context, resources []*Resource) error {
+	if err := r.drawSamples(ctx, resources); err != nil {
+		return err
+	}
+	r.note("writing one object of each resource through each API server, to see what it is under afterwards")
+	var problems []error
+	for _, resource := range resources {
+		err := r.checkResource(ctx, resource)
+		if wrong := (*wrongError)(nil); errors.As(err, &wrong) {
+			problems = append(problems, err)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !resource.checked {
+			r.note("%s: no object could be written to check the API servers with; its objects are read back one by one", resource.Name)
+		}
+	}
+	return errors.Join(problems...)
+}
+
+func (r *run) checkResource(ctx context.Context, resource *Resource) error {
+	// What is lost least comes first: a server with identity first leaves what is
+	// unencrypted as it is, and shows itself by that.
+	left, away := r.APIServers, 0
+	for rank := rankUnencrypted; rank < ranks; rank++ {
+		for _, o := range r.samples[resource.Name].byRank[rank].objects {
+			if away == candidates {
+				return nil
+			}
+			rest, v, err := r.checkObject(ctx, o, left)
+			if err != nil || v == nil {
+				return err
+			}
+			if v.kind == Webhook || v.timeout {
+				away++
+			}
+			left = rest
+		}
+	}
+	return nil
+}
+
+// wrongError is an API server that does not write under the primary.
+type wrongError struct{ text string }
+
+// Error implements error.
+func (e *wrongError) Error() string { return e.text }
+
+// checkObject has each server write the object. The verdict says why it could not be
+// written; the servers left are then to be checked with another object.
+func (r *run) checkObject(ctx context.Context, o object, servers []APIServer) (left []APIServer, v *verdict, err error) {
+	var wrong []Written
+	good, last, touched := APIServer(nil), o.Object, false
+	for i, s := range servers {
+		after, v, err := r.writeThrough(ctx, s, o)
+		if err != nil {
+			return nil, nil, err
+		}
+		if v != nil && len(wrong) == 0 {
+			return servers[i:], v, nil
+		}
+		if v != nil {
+			break // wrong is reason enough to stop
+		}
+		w := Written{Resource: o.Resource, APIServer: s.Name(), Key: o.Key, Standing: after.Standing()}
+		if after.Under(r.ring, r.primary) {
+			good = s
+		} else {
+			w.Problem = "writes " + o.Resource + " " + r.describe(after.Standing())
+			wrong = append(wrong, w)
+		}
+		r.result.Written = append(r.result.Written, w)
+		touched = touched || after.ModRevision != o.ModRevision
+		last, r.base = after, max(r.base, after.ModRevision)
+	}
+	if len(wrong) > 0 {
+		return nil, nil, &wrongError{r.wrongText(ctx, o, last, touched, wrong, good)}
+	}
+	o.resource.checked = true
+	if !o.Under(r.ring, r.primary) {
+		o.resource.Stale--
+		r.result.Updated++
+		r.result.Left--
+	}
+	return nil, nil, nil
+}
+
+// wrongText says which servers write what, what became of the object, and what to do.
+// It brings the object back if it can.
+func (r *run) wrongText(ctx context.Context, o object, last inventory.Object, touched bool, wrong []Written, good APIServer) string {
+	var texts []string
+	for _, w := range wrong {
+		texts = append(texts, w.APIServer+" "+w.Problem)
+	}
+	text := fmt.Sprintf("%s, and not under the primary %s; put the kms provider of kekd first in the providers of %s in the EncryptionConfiguration of each such API server, and restart it",
+		strings.Join(texts, ", and "), r.KeyID, o.Resource)
+	switch {
+	case !touched:
+		return text + fmt.Sprintf(" (no object was changed; %s shows it)", clean(o.Key))
+	case last.Under(r.ring, r.primary):
+		return text + fmt.Sprintf(" (only %s was rewritten; it is under the primary again)", clean(o.Key))
+	case good != nil:
+		if after, v, err := r.writeThrough(ctx, good, o); err == nil && v == nil && after.Under(r.ring, r.primary) {
+			return text + fmt.Sprintf(" (only %s was rewritten; %s brought it back under the primary)", clean(o.Key), good.Name())
+		}
+	}
+	return text + fmt.Sprintf(" (only %s was rewritten; it is now %s)", clean(o.Key), r.describe(last.Standing()))
+}
+
+// describe says what an object is under, as an EncryptionConfiguration calls it.
+func (r *run) describe(s inventory.Standing) string {
+	switch s.Class {
+	case inventory.Unencrypted:
+		return "with identity (unencrypted)"
+	case inventory.OtherProvider:
+		kind, name, _ := strings.Cut(s.Provider, ":")
+		_, name, _ = strings.Cut(name, ":")
+		return "with " + clean(kind) + ": " + clean(name)
+	case inventory.KMSv2:
+		if r.ours(s) {
+			return "under another key of the ring, " + clean(s.KeyID)
+		}
+		return fmt.Sprintf("with another KMS provider %q (key_id %s)", s.Provider, clean(s.KeyID))
+	}
+	return "in a form that cannot be parsed"
+}
+
+// writeThrough has one API server write the object, and returns what etcd holds then.
+func (r *run) writeThrough(ctx context.Context, s APIServer, o object) (after inventory.Object, v *verdict, err error) {
+	to := server{name: s.Name(), metadata: s.Metadata(), ready: func(ctx context.Context) error {
+		use, err := s.KeyInUse(ctx)
+		if err == nil && use.Problem != "" {
+			err = errors.New(use.Problem)
+		}
+		return err
+	}}
+	for range lostRaces {
+		revision, v, err := r.attempt(ctx, to, o)
+		if err != nil || v != nil {
+			return after, v, err
+		}
+		found, err := r.read(ctx, []string{o.Key})
+		if err != nil {
+			return after, nil, err
+		}
+		after, exists := found[o.Key]
+		switch {
+		case !exists:
+			return after, &verdict{kind: Gone, reason: "it was deleted in the meantime"}, nil
+		case strconv.FormatInt(after.ModRevision, 10) == revision:
+			return after, nil, nil
+		}
+	}
+	return after, &verdict{kind: Conflict, reason: "something else writes it all the time"}, nil
+}
+
+// read reads keys from etcd, and waits for it if it is away.
+func (r *run) read(ctx context.Context, keys []string) (found map[string]inventory.Object, err error) {
+	reading := context.WithoutCancel(ctx) // what was written is read back also after an interruption
+	_, err = Wait(ctx, time.Now().Add(awayPatience), awayPause, "etcd", r.Note, func() (string, error) {
+		if found, err = r.Store.Read(reading, keys); err != nil {
+			return clean(err.Error()), nil
+		}
+		return "", nil
+	})
+	if err == nil && found == nil {
+		err = errors.New("read back what was written: etcd does not answer")
+	}
+	return found, err
+}
+
+// updateFirst rewrites an object of a resource that is not checked yet: each API
+// server writes it, and it is read back each time.
+func (r *run) updateFirst(ctx context.Context, o object) (*verdict, error) {
+	_, v, err := r.checkObject(ctx, o, r.APIServers)
+	return v, err
+}
+
+// sortedKeys are the objects' keys, in etcd's order.
+func sortedKeys(objects []object) []string {
+	keys := make([]string, len(objects))
+	for i, o := range objects {
+		keys[i] = o.Key
+	}
+	slices.Sort(keys)
+	return keys
+}
