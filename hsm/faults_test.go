@@ -575,7 +575,7 @@ func TestCreateIsNotDoneAgain(t *testing.T) {
 	r := newRig(t, nil)
 	before := r.starts.Load()
 	r.faults(t, "C_EncryptInit crash n=1") // in the check value of the new key
-	id := hsmtest.NewID(t)
+	id := pendingID(t)
 	if _, _, err := r.token.Create(t.Context(), id); !errors.Is(err, kek.ErrUnavailable) {
 		t.Errorf("got %v, want ErrUnavailable", err)
 	}

@@ -16,22 +16,22 @@ type LeftoverError struct {
 	ID kek.ID
 	// Found: the key is there. Otherwise nobody could look.
 	Found bool
-	// Err is why there is no new key, and Cleanup why it could not be removed or
-	// looked for.
+	// Err is why there is no new key, and Cleanup why it was not removed or could not
+	// be looked for.
 	Err, Cleanup error
 }
 
 // Error implements error.
 func (e *LeftoverError) Error() string {
 	if e.Found {
-		return fmt.Sprintf("%v; the key with CKA_ID %s exists and could not be removed: %v", e.Err, e.ID, e.Cleanup)
+		return fmt.Sprintf("%v; the key with CKA_ID %s exists and was not removed: %v", e.Err, e.ID, e.Cleanup)
 	}
 	return fmt.Sprintf("%v; whether a key with CKA_ID %s exists is not known: %v", e.Err, e.ID, e.Cleanup)
 }
 
 // Hint says what to do about it.
 func (e *LeftoverError) Hint() string {
-	return fmt.Sprintf("kekctl key list shows whether the key is there; remove it with kekctl key cancel %s before it activates", e.ID)
+	return fmt.Sprintf("kekctl key list shows whether the key is there; remove it with kekctl key cancel %s before it activates, and with kekctl key destroy once another key is the primary", e.ID)
 }
 
 // Unwrap yields why there is no new key.
@@ -67,7 +67,8 @@ func (t *Token) add(ctx context.Context, op wire.Kind, id kek.ID, req any) (wire
 	removed, cleanup := t.abandon(ctx, id, answered)
 	switch {
 	case cleanup != nil:
-		err = &LeftoverError{ID: id, Found: errors.Is(cleanup, kek.ErrRefused), Err: err, Cleanup: cleanup}
+		found := errors.Is(cleanup, kek.ErrRefused) || errors.Is(cleanup, errInUse)
+		err = &LeftoverError{ID: id, Found: found, Err: err, Cleanup: cleanup}
 	case answered: // as good as if the token had refused to make it
 	case removed:
 		err = fmt.Errorf("%w; the key that it left on the token was removed", err)
@@ -86,10 +87,24 @@ const (
 	abandonPause = 500 * time.Millisecond
 	// abandonTries bounds the looks that fail.
 	abandonTries = 5
+	// clockMargin is how far a node's clock may be ahead of this one, with a minute to
+	// act. kekctl's default is to activate a key after five minutes.
+	clockMargin = 4 * time.Minute
 )
 
+// errInUse: a key must not be removed without asking the nodes.
+var errInUse = errors.New("a node may encrypt under it already, since it is active or activates soon")
+
+// mayBeInUse reports whether a node may have published a key. It is out of the
+// question while the activation is further away than clocks can differ.
+func mayBeInUse(id kek.ID, now time.Time) bool {
+	activation, own := id.Activation()
+	return !own || activation.Before(now.Add(clockMargin))
+}
+
 // abandon removes what a failed create or import has left, and reports whether
-// there was anything. It looks twice unless the token has answered.
+// there was anything. If the token has not answered it looks twice, and does not
+// remove a key that a node may have taken up in the meantime.
 func (t *Token) abandon(ctx context.Context, id kek.ID, answered bool) (removed bool, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTime)
 	defer cancel()
@@ -97,10 +112,13 @@ func (t *Token) abandon(ctx context.Context, id kek.ID, answered bool) (removed 
 	defer pause.Stop()
 	for looks, failed := 0, 0; ; {
 		var reply wire.AbandonReply
-		_, err := t.do(ctx, wire.OpAbandon, retry, wire.AbandonRequest{ID: []byte(id)}, nil, &reply)
+		req := wire.AbandonRequest{ID: []byte(id), Keep: !answered && mayBeInUse(id, time.Now())}
+		_, err := t.do(ctx, wire.OpAbandon, retry, req, nil, &reply)
 		switch {
+		case err == nil && reply.Kept:
+			return removed, errInUse
 		case err == nil:
-			looks, removed = looks+1, removed || reply.Removed > 0
+			looks, removed = looks+1, removed || reply.Found > 0
 		case errors.Is(err, kek.ErrRefused):
 			return removed, err
 		default:

@@ -2,6 +2,7 @@ package hsm_test
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"strings"
 	"testing"
@@ -58,7 +59,7 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 				ctx, cancel = context.WithTimeout(ctx, c.timeout)
 				defer cancel()
 			}
-			id := hsmtest.NewID(t)
+			id := pendingID(t)
 			_, _, err := token.Create(ctx, id)
 			_, left := errors.AsType[*hsm.LeftoverError](err)
 			if err == nil || left || !strings.Contains(err.Error(), c.want) {
@@ -81,6 +82,30 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 	}
 }
 
+// pendingID makes the CKA_ID of a key that no node can have taken up.
+func pendingID(t *testing.T) kek.ID {
+	t.Helper()
+	id, err := kek.NewID(time.Now().Add(time.Hour), rand.Reader)
+	must(t, err)
+	return id
+}
+
+// A key that is active was perhaps taken up by a node while the answer was awaited.
+func TestFailedCreateKeepsAnActiveKey(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, nil)
+	for name, at := range map[string]time.Time{"active": time.Now(), "active by a clock that is ahead": time.Now().Add(3 * time.Minute)} {
+		r.faults(t, "C_EncryptInit crash n=1") // in the check value of the new key
+		id, err := kek.NewID(at, rand.Reader)
+		must(t, err)
+		_, _, err = r.token.Create(t.Context(), id)
+		if left, ok := errors.AsType[*hsm.LeftoverError](err); !ok || !left.Found || !strings.Contains(err.Error(), "a node may encrypt under it already") {
+			t.Errorf("%s: %v, want a LeftoverError", name, err)
+		}
+		must(t, r.token.Destroy(t.Context(), seen(t, r.token, id)))
+	}
+}
+
 func keysOf(ctx context.Context, token *hsm.Token) error {
 	_, err := token.Keys(ctx)
 	return err
@@ -94,8 +119,8 @@ func TestFailedCreateThatLeavesAKey(t *testing.T) {
 		found  bool
 		want   string
 	}{
-		"the role may not destroy keys": {[]string{"C_GenerateKey after rv=0x5 n=1", "C_DestroyObject rv=0x1b"}, true, "exists and could not be removed"},
-		"refused, and may not destroy":  {[]string{"C_GenerateKey after rv=0x70 n=1", "C_DestroyObject rv=0x1b"}, true, "exists and could not be removed"},
+		"the role may not destroy keys": {[]string{"C_GenerateKey after rv=0x5 n=1", "C_DestroyObject rv=0x1b"}, true, "exists and was not removed"},
+		"refused, and may not destroy":  {[]string{"C_GenerateKey after rv=0x70 n=1", "C_DestroyObject rv=0x1b"}, true, "exists and was not removed"},
 		"the token is gone":             {[]string{"C_GenerateKey after crash n=1", "C_Initialize rv=0x5"}, false, "is not known"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -105,7 +130,7 @@ func TestFailedCreateThatLeavesAKey(t *testing.T) {
 			token := f.Open(t)
 			must(t, keysOf(t.Context(), token))
 			must(t, hsmtest.SetFaults(path, c.faults...))
-			id := hsmtest.NewID(t)
+			id := pendingID(t)
 			_, _, err := token.Create(t.Context(), id)
 			left, ok := errors.AsType[*hsm.LeftoverError](err)
 			if !ok || left.ID != id || left.Found != c.found || !strings.Contains(err.Error(), c.want) || !strings.Contains(hsm.Hint(err), id.String()) {

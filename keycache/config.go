@@ -40,7 +40,8 @@ type Counter interface {
 type Observer interface {
 	// CacheRequest: an Open of a seeded envelope in seeded mode found its seed
 	// (CacheHit), had to ask the HSM (CacheMiss), or met the memory of a
-	// failure (CacheRemembered).
+	// failure (CacheRemembered). CacheVerify stands for the latter two where kekctl
+	// verify had damaged the seed.
 	CacheRequest(result string)
 	// CacheEviction: a seed was wiped from the cache, for EvictedForRoom,
 	// EvictedRevoked, EvictedDoubted (what the HSM has made of it opens nothing) or
@@ -58,6 +59,7 @@ const (
 	CacheHit        = "hit"
 	CacheMiss       = "miss"
 	CacheRemembered = "remembered"
+	CacheVerify     = "verify"
 
 	EvictedForRoom = "room"
 	EvictedRevoked = "revoked"

@@ -57,6 +57,40 @@ func TestRefusalIsRemembered(t *testing.T) {
 	}
 }
 
+// What kekctl verify damages is no miss. What it opens is one, whatever it says.
+func TestVerifyIsCountedApart(t *testing.T) {
+	for name, c := range map[string]struct {
+		class error // the HSM's
+		want  []string
+	}{
+		"damaged":     {kek.ErrCorrupt, []string{"cache verify", "cache verify"}},
+		"sound":       {nil, []string{"cache miss", "cache hit"}},
+		"unavailable": {kek.ErrUnavailable, []string{"cache miss", "cache miss"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			hsm, watch := &fakeHSM{}, &tally{}
+			cfg := seededConfig()
+			cfg.Observer = watch
+			s := readySealer(t, cfg, hsm)
+			cold := strangers(t, 1, keyA)[0]
+			hsm.failWith(c.class)
+			marked := &kek.Request{Context: t.Context(), Verify: true}
+			want := map[string]int{}
+			for i := range 2 {
+				if _, err := s.Open(marked, cold); !errors.Is(err, c.class) {
+					t.Errorf("Open: %v, want %v", err, c.class)
+				}
+				want[c.want[i]]++
+			}
+			for _, what := range []string{"cache hit", "cache miss", "cache remembered", "cache verify"} {
+				if got := watch.get(what); got != want[what] {
+					t.Errorf("%s: %d times, want %d", what, got, want[what])
+				}
+			}
+		})
+	}
+}
+
 func TestMemoryOfRefusalsIsBounded(t *testing.T) {
 	f, now := newFailures(), time.Now()
 	for n := range 3 * maxFailures {

@@ -3,6 +3,7 @@ package keycache
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 
@@ -94,7 +95,7 @@ func (k *oneTimeKey) from(salt []byte) func(secret.Bytes) {
 
 // deriveCached sets key from the seed in use, from the cache or from the HSM, in
 // that order. It returns the seed's entry, nil for the seed in use.
-func (s *Sealer) deriveCached(ctx context.Context, e *envelope, key *oneTimeKey) (*seedEntry, error) {
+func (s *Sealer) deriveCached(ctx context.Context, e *envelope, key *oneTimeKey) (_ *seedEntry, err error) {
 	if c := s.current.Load(); c.made(e) && c.slot.View(key.from(e.salt)) {
 		kek.NoteSource(ctx, kek.FromSeed)
 		s.cfg.Observer.CacheRequest(CacheHit)
@@ -107,12 +108,16 @@ func (s *Sealer) deriveCached(ctx context.Context, e *envelope, key *oneTimeKey)
 		return entry, nil
 	}
 	if err := s.refused.recall(d, s.cfg.Clock()); err != nil {
-		s.cfg.Observer.CacheRequest(CacheRemembered)
+		s.cfg.Observer.CacheRequest(verified(ctx, err, CacheRemembered))
 		tracing.From(ctx).Event(tracing.Remembered)
 		return nil, fmt.Errorf("not asked again so soon: %w", err)
 	}
 	kek.NoteSource(ctx, kek.FromHSM)
-	s.cfg.Observer.CacheRequest(CacheMiss)
+	if kek.Verifying(ctx) {
+		defer func() { s.cfg.Observer.CacheRequest(verified(ctx, err, CacheMiss)) }()
+	} else {
+		s.cfg.Observer.CacheRequest(CacheMiss)
+	}
 	// A seed can leave the cache between its flight and us, if the cache is
 	// small and very busy. Then it is fetched again, but not for ever.
 	for range 3 {
@@ -125,6 +130,15 @@ func (s *Sealer) deriveCached(ctx context.Context, e *envelope, key *oneTimeKey)
 		}
 	}
 	return nil, fmt.Errorf("the seed leaves the cache faster than it can be used: %w", kek.ErrBusy)
+}
+
+// verified is what counts of an Open that ended with err: result, unless kekctl verify
+// had damaged the seed.
+func verified(ctx context.Context, err error, result string) string {
+	if kek.Verifying(ctx) && errors.Is(err, kek.ErrCorrupt) {
+		return CacheVerify
+	}
+	return result
 }
 
 // fetch brings a seed into the cache: one flight per wrapped seed however many

@@ -39,6 +39,9 @@ func (s *Sealer) Seal(ctx context.Context, plaintext []byte) (kek.Sealed, error)
 		if err != nil {
 			return kek.Sealed{}, fmt.Errorf("seal under key %s: %w", c.key.ID, err)
 		}
+		if s.current.Load() != c {
+			s.late.note(c.key.ID, s.cfg.Clock())
+		}
 		return kek.Sealed{KeyID: c.keyID, Ciphertext: ciphertext}, nil
 	}
 }

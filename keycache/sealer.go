@@ -35,6 +35,8 @@ type Sealer struct {
 	// looking bounds how many Opens wait for a look.
 	looking chan struct{}
 
+	late lateSeals
+
 	// using is a lock that a context can interrupt: it serialises Use, which
 	// waits for the HSM while it holds it. Taken before mu.
 	using chan struct{}

@@ -23,6 +23,8 @@ type AuditRecord struct {
 	Result  string
 	Elapsed time.Duration
 	Source  kek.Source
+	// Verify: the client says that it is kekctl verify.
+	Verify bool
 }
 
 // Auditor puts on record what callers do. Its methods are called concurrently.
@@ -44,7 +46,7 @@ func (e *auditError) Unwrap() error { return e.err }
 // record has the Auditor put a request on record, and returns the request's own
 // error or, where it is to be withheld, why.
 func (g *guard) record(ctx *kek.Request, method string, req, resp any, err error, elapsed time.Duration) error {
-	r := AuditRecord{Method: method, UID: ctx.UID, KeyID: keyIDOf(req, resp), Result: "ok", Elapsed: elapsed, Source: ctx.Source}
+	r := AuditRecord{Method: method, UID: ctx.UID, KeyID: keyIDOf(req, resp), Result: "ok", Elapsed: elapsed, Source: ctx.Source, Verify: ctx.Verify}
 	if err != nil {
 		r.Result = classify(err).name
 	}

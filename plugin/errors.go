@@ -39,6 +39,8 @@ type failure struct {
 	// keyed texts name the request's key_id. It is public, and the client knows
 	// it already; beside the text it tells which key to look for.
 	keyed bool
+	// own: the request brings it about itself.
+	own   bool
 	level zapcore.Level
 }
 
@@ -49,15 +51,15 @@ var failures = [...]failure{
 		text: "the KEK is disabled, scheduled for destruction or gone"},
 	{name: "refused", class: kek.ErrRefused, code: codes.FailedPrecondition, keyed: true,
 		text: "the token refuses this use of the KEK"},
-	{name: "unknown-key", class: kek.ErrUnknownKey, code: codes.NotFound, keyed: true,
+	{name: "unknown-key", class: kek.ErrUnknownKey, code: codes.NotFound, own: true, keyed: true,
 		text: "the KEK is not on the token"},
-	{name: "wrong-key-id", class: kek.ErrWrongKeyID, code: codes.InvalidArgument, keyed: true,
+	{name: "wrong-key-id", class: kek.ErrWrongKeyID, code: codes.InvalidArgument, own: true, keyed: true,
 		text: "the key_id does not belong to the ciphertext"},
-	{name: "corrupt", class: kek.ErrCorrupt, code: codes.InvalidArgument, keyed: true,
+	{name: "corrupt", class: kek.ErrCorrupt, code: codes.InvalidArgument, own: true, keyed: true,
 		text: "the ciphertext is damaged or was not made by this key ring"},
-	{name: "empty", class: kek.ErrEmpty, code: codes.InvalidArgument,
+	{name: "empty", class: kek.ErrEmpty, code: codes.InvalidArgument, own: true,
 		text: "the plaintext is empty"},
-	{name: "too-large", class: kek.ErrTooLarge, code: codes.InvalidArgument,
+	{name: "too-large", class: kek.ErrTooLarge, code: codes.InvalidArgument, own: true,
 		text: "the plaintext is too large: its ciphertext would exceed 1024 bytes"},
 	{name: "state", class: kek.ErrState, code: codes.Unavailable,
 		text: "kekd cannot use its state directory"},
@@ -67,17 +69,17 @@ var failures = [...]failure{
 		text: "the key ring has no usable KEK"},
 	{name: "ambiguous", class: kek.ErrAmbiguous, code: codes.Unavailable,
 		text: "several tokens or KEKs match where one is meant"},
-	{name: "busy", class: kek.ErrBusy, code: codes.ResourceExhausted,
+	{name: "busy", class: kek.ErrBusy, code: codes.ResourceExhausted, own: true,
 		text: "too many requests wait for the HSM"},
-	{name: "overloaded", class: errOverloaded, code: codes.ResourceExhausted,
+	{name: "overloaded", class: errOverloaded, code: codes.ResourceExhausted, own: true,
 		text: "too many requests at once"},
 	{name: "unavailable", class: kek.ErrUnavailable, code: codes.Unavailable,
 		text: "the HSM is unavailable or kekd is not ready"},
 	// The context's own errors come last: whoever wraps one together with a
 	// class knows better what happened.
-	{name: "deadline", class: context.DeadlineExceeded, code: codes.DeadlineExceeded,
+	{name: "deadline", class: context.DeadlineExceeded, code: codes.DeadlineExceeded, own: true,
 		text: "the request took too long"},
-	{name: "canceled", class: context.Canceled, code: codes.Canceled,
+	{name: "canceled", class: context.Canceled, code: codes.Canceled, own: true,
 		text: "the client canceled the request"},
 }
 
@@ -93,7 +95,7 @@ func classify(err error) failure {
 		}
 	}
 	if e, ok := errors.AsType[requestError](err); ok {
-		return failure{name: "request", code: codes.InvalidArgument, text: string(e), level: zapcore.WarnLevel}
+		return failure{name: "request", code: codes.InvalidArgument, own: true, text: string(e), level: zapcore.WarnLevel}
 	}
 	if _, ok := errors.AsType[*healthError](err); ok {
 		return failure{name: "unavailable", code: codes.Unavailable, text: "kekd is not ready", level: zapcore.WarnLevel}

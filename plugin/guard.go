@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	kmsapi "k8s.io/kms/apis/v2"
 
@@ -55,7 +56,7 @@ func (g *guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 	if g.tracer != nil {
 		ctx, span = g.tracer.Request(ctx, info.FullMethod, incoming{ctx})
 	}
-	request := &kek.Request{Context: ctx, UID: uidOf(req)}
+	request := &kek.Request{Context: ctx, UID: uidOf(req), Verify: verifying(ctx)}
 	resp, err := g.serve(request, req, method, handler)
 	elapsed := g.clock().Sub(start)
 	if g.auditor != nil {
@@ -65,6 +66,9 @@ func (g *guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 	if err != nil {
 		f := classify(err)
 		finish(span, request, req, nil, f)
+		if f.own && request.Verify {
+			return nil, g.failVerify(request, method, req, err, f, elapsed)
+		}
 		return nil, g.fail(request, method, req, err, f, elapsed, span.TraceID())
 	}
 	finish(span, request, req, resp, failure{name: tracing.ResultOK})
@@ -82,7 +86,11 @@ func (g *guard) status(ctx context.Context, req any, start time.Time, handler gr
 	resp, err := g.serve(ctx, req, methodStatus, handler)
 	elapsed := g.clock().Sub(start)
 	if err != nil {
-		return nil, g.fail(ctx, methodStatus, req, err, classify(err), elapsed, "")
+		f := classify(err)
+		if f.own && verifying(ctx) {
+			return nil, g.failVerify(ctx, methodStatus, req, err, f, elapsed)
+		}
+		return nil, g.fail(ctx, methodStatus, req, err, f, elapsed, "")
 	}
 	g.observer.Request(methodStatus, codes.OK, elapsed, "")
 	return resp, nil
@@ -148,6 +156,23 @@ func (g *guard) fail(ctx context.Context, method string, req any, err error, f f
 		g.log.Log(f.level, "request failed", fields...)
 	}
 	return status.Error(f.code, f.publicText(err, keyID))
+}
+
+// failVerify is fail for what a request of kekctl verify brings about itself, as it
+// is meant to: nobody's failure.
+func (g *guard) failVerify(ctx context.Context, method string, req any, err error, f failure, elapsed time.Duration) error {
+	g.observer.Verified(method)
+	keyID := keyIDOf(req, nil)
+	if entry := g.log.Check(zap.DebugLevel, "request of kekctl verify failed"); entry != nil {
+		entry.Write(tracing.Fields(ctx, zap.String("method", method), zap.String("class", f.name), zap.Stringer("code", f.code),
+			zap.String("key_id", keyID), zap.Duration("elapsed", elapsed), zap.Error(err))...)
+	}
+	return status.Error(f.code, f.publicText(err, keyID))
+}
+
+// verifying reports whether a request comes from kekctl verify, or says so.
+func verifying(ctx context.Context) bool {
+	return len(metadata.ValueFromIncomingContext(ctx, kek.VerifyHeader)) > 0
 }
 
 // uidOf returns the uid that the client gave the request, for the log.

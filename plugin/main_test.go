@@ -121,6 +121,15 @@ func (o *tally) Request(method string, code codes.Code, _ time.Duration, _ strin
 	o.requests[method+" "+code.String()]++
 }
 
+func (o *tally) Verified(method string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.requests == nil {
+		o.requests = make(map[string]int)
+	}
+	o.requests[method+" verify"]++
+}
+
 func (o *tally) InFlight(delta int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -18,6 +18,9 @@ type Observer interface {
 	// undecodable message) are not among them. traceID is the id of its trace in
 	// hexadecimal, empty if none is recorded.
 	Request(method string, code codes.Code, elapsed time.Duration, traceID string)
+	// Verified reports, instead of Request, a call of kekctl verify that failed by its
+	// own doing, as those with damaged input must.
+	Verified(method string)
 	// InFlight changes the number of Encrypts and Decrypts being served.
 	InFlight(delta int)
 	// Refused reports a connection closed because this uid is not on the allow-list.
@@ -33,6 +36,7 @@ type nopObserver struct{}
 
 func (nopObserver) Arrived()                                          {}
 func (nopObserver) Request(string, codes.Code, time.Duration, string) {}
+func (nopObserver) Verified(string)                                   {}
 func (nopObserver) InFlight(int)                                      {}
 func (nopObserver) Refused(uint32)                                    {}
 func (nopObserver) TooMany()                                          {}

@@ -40,8 +40,6 @@ type trail struct {
 	mu sync.Mutex
 	// keyIDs are the key_ids of the ring's keys. Guarded by mu.
 	keyIDs map[kek.ID]string
-	// states are those of the ring's keys when it was last seen. Guarded by mu.
-	states map[string]string
 	// withdrawn: nothing is published, which is on record. Guarded by mu.
 	withdrawn bool
 	// refusals are those of the minute since refusedSince, and unsaid how many of them
@@ -137,6 +135,9 @@ func (t *trail) Request(ctx context.Context, r plugin.AuditRecord) error {
 	if r.Method == "Encrypt" {
 		e.Operation = audit.Encrypt
 	}
+	if r.Verify {
+		e.Detail = "verify"
+	}
 	if t.block {
 		return t.log.RecordWait(ctx, e)
 	}
@@ -188,30 +189,23 @@ func (t *trail) keyID(id kek.ID) string {
 }
 
 // sawRing puts on record which keys have come, gone or changed their state.
-func (t *trail) sawRing(r *kek.Ring) {
+func (t *trail) sawRing(r *kek.Ring, changes []keyChange) {
 	if t.log == nil {
 		return
 	}
-	now, ids := map[string]string{}, map[kek.ID]string{}
+	ids := make(map[kek.ID]string, len(r.Keys))
 	for _, k := range r.Keys {
 		ids[k.ID] = k.KeyID()
-		now[k.KeyID()] = k.State.String()
 	}
 	t.mu.Lock()
-	before := t.states
-	t.states, t.keyIDs = now, ids
+	t.keyIDs = ids
 	t.mu.Unlock()
-	for id, state := range now {
-		if was, ok := before[id]; !ok {
-			t.record(audit.Event{Operation: audit.State, KeyID: id, Result: audit.OK, Detail: "seen as " + state})
-		} else if was != state {
-			t.record(audit.Event{Operation: audit.State, KeyID: id, Result: audit.OK, Detail: was + " to " + state})
+	for _, c := range changes {
+		detail := "seen as " + spell(c.to)
+		if c.from != 0 {
+			detail = spell(c.from) + " to " + spell(c.to)
 		}
-	}
-	for id, was := range before {
-		if _, ok := now[id]; !ok {
-			t.record(audit.Event{Operation: audit.State, KeyID: id, Result: audit.OK, Detail: was + " to gone"})
-		}
+		t.record(audit.Event{Operation: audit.State, KeyID: c.keyID, Result: audit.OK, Detail: detail})
 	}
 }
 

@@ -61,6 +61,7 @@ func TestRefusedCallersAreCounted(t *testing.T) {
 // What becomes of the ring's keys goes on record once each.
 func TestChangesOfTheRingAreAudited(t *testing.T) {
 	tr, end := testTrail(t)
+	var states keyStates
 	key := func(id string, s kek.State) kek.Info { return kek.Info{Ring: "r", ID: kek.ID(id), State: s} }
 	for _, keys := range [][]kek.Info{
 		{key("a", kek.Primary)},
@@ -69,7 +70,8 @@ func TestChangesOfTheRingAreAudited(t *testing.T) {
 		{key("a", kek.Retired), key("b", kek.Primary)},
 		{key("b", kek.Primary)},
 	} {
-		tr.sawRing(&kek.Ring{Label: "r", Keys: keys})
+		ring := &kek.Ring{Label: "r", Keys: keys}
+		tr.sawRing(ring, states.changes(ring))
 	}
 	if got, want := tr.keyID("b"), key("b", 0).KeyID(); got != want {
 		t.Errorf("the key_id is %s, want %s", got, want)

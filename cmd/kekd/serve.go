@@ -148,7 +148,7 @@ func assemble(ctx context.Context, cfg config.Config, loggers logging.Loggers) (
 	if d.traces, err = openTraces(cfg.Tracing, loggers.Log.Named("tracing"), d.metrics); err != nil {
 		return nil, err
 	}
-	watch := &observer{Metrics: d.metrics, history: d.history}
+	watch := &observer{Metrics: d.metrics, history: d.history, ringLog: loggers.Log.Named("ring")}
 	tokenConfig, err := setup.Token(cfg, store, loggers.Log, watch)
 	if err != nil {
 		return nil, err
@@ -343,6 +343,9 @@ type observer struct {
 	// prober and trail are set before anything runs.
 	prober *health.Prober
 	trail  *trail
+	// keys is what the last look at the ring found. Only the watcher's looks use it.
+	keys    keyStates
+	ringLog *zap.Logger
 }
 
 // HSMOperation implements hsm.Observer. Logins are put on record, for nobody asks for
@@ -358,7 +361,9 @@ func (o *observer) HSMOperation(op, result string, elapsed time.Duration, traceI
 func (o *observer) SetRing(r *kek.Ring) {
 	o.Metrics.SetRing(r)
 	o.history.SetRing(r)
-	o.trail.sawRing(r)
+	changes := o.keys.changes(r)
+	logKeyChanges(o.ringLog, changes)
+	o.trail.sawRing(r, changes)
 }
 
 // Breaker implements keycache.Observer.

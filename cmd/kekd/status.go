@@ -30,6 +30,9 @@ func (d *daemon) Status() httpapi.Status {
 			RememberedFailures: stats.Remembered, BreakerOpen: stats.BreakerOpen,
 		},
 	}
+	use := d.watcher.Use()
+	s.Node, s.UseRecorded = use.Node, use.Recorded
+	s.Refresh, s.OutageGrace = httpapi.Duration(d.cfg.KeyRing.Refresh), httpapi.Duration(d.cfg.Health.OutageGrace)
 	if current.Mechanism.Valid() {
 		s.Seeds.Mechanism = current.Mechanism.String()
 	}
@@ -38,6 +41,7 @@ func (d *daemon) Status() httpapi.Status {
 		s.KeyRing = httpapi.NewKeyRing(snapshot.Ring, snapshot.Refreshed)
 		for i, k := range snapshot.Ring.Keys {
 			addProof(&s.KeyRing.Keys[i], snapshot.Proofs[k.ID])
+			s.KeyRing.Keys[i].LastUsed = use.LastUsed[k.ID]
 		}
 	}
 	for _, v := range snapshot.Policy {

@@ -112,16 +112,19 @@ type CreateReply struct {
 
 func (r *CreateReply) check() error { return r.Proof.check() }
 
-// AbandonRequest asks to destroy what a create or an import of this CKA_ID has
-// left, whatever of it there is (OpAbandon). It is for ids that were new to the
-// token.
+// AbandonRequest asks for what a create or an import of this CKA_ID has left,
+// whatever of it there is (OpAbandon). It is for ids that were new to the token.
 type AbandonRequest struct {
 	ID []byte `json:"id"`
+	// Keep: nothing is destroyed if a KEK is in the ring.
+	Keep bool `json:"keep,omitempty"`
 }
 
-// AbandonReply tells how many objects were destroyed.
+// AbandonReply tells how many objects were found and destroyed, or that they were
+// kept.
 type AbandonReply struct {
-	Removed int `json:"removed"`
+	Found int  `json:"found"`
+	Kept  bool `json:"kept,omitempty"`
 }
 
 // ProveRequest asks which mechanism works with a key (OpProve).

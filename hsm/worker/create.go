@@ -93,8 +93,17 @@ func (w *Worker) Abandon(req wire.AbandonRequest) (wire.AbandonReply, error) {
 	id := kek.ID(req.ID)
 	w.forget(id)
 	left, err := w.leftOf(id)
+	if err == nil && len(left) == 0 {
+		err = w.tokenAnswers() // some modules show an empty token when theirs is gone
+	}
 	if err != nil {
 		return wire.AbandonReply{}, err
+	}
+	if req.Keep {
+		c, err := w.search(id)
+		if err != nil || c != nil {
+			return wire.AbandonReply{Found: len(left), Kept: true}, err
+		}
 	}
 	for _, o := range left {
 		if err := w.destroyObject("destroy the new key", o); err != nil {
@@ -106,9 +115,9 @@ func (w *Worker) Abandon(req wire.AbandonRequest) (wire.AbandonReply, error) {
 		err = &wire.Error{Class: wire.ClassRefused, Text: fmt.Sprintf("the token says that it destroyed key %s, and still has it", id)}
 	}
 	if err == nil {
-		err = w.tokenAnswers() // some modules show an empty token when theirs is gone
+		err = w.tokenAnswers()
 	}
-	return wire.AbandonReply{Removed: len(left)}, err
+	return wire.AbandonReply{Found: len(left)}, err
 }
 
 // leftOf finds the objects of a key that is being made, finished or not.

@@ -104,9 +104,9 @@ type Event struct {
 	Count uint64
 }
 
-// warm: a Decrypt that needed no HSM and succeeded.
+// warm: a Decrypt that needed no HSM and succeeded. One with a detail keeps it.
 func (e *Event) warm() bool {
-	return e.Operation == Decrypt && e.Result == OK && (e.Source == FromSeed || e.Source == FromCache)
+	return e.Operation == Decrypt && e.Result == OK && e.Detail == "" && (e.Source == FromSeed || e.Source == FromCache)
 }
 
 // The types of a line.

@@ -14,8 +14,9 @@
 // # What it does to the plugin
 //
 // The checks encrypt random data that nobody needs and send some hundreds of
-// damaged requests, so the plugin's log and error metrics will show them. They
-// create, change and delete no key. They are safe against a plugin in
+// damaged requests, so the plugin's log and error metrics will show them. kekd
+// counts them apart, by the gRPC header kekd-verify that every request carries.
+// The checks create, change and delete no key. They are safe against a plugin in
 // production, except that a plugin which one bad request can stop will stop.
 //
 // # Order

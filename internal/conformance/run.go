@@ -6,13 +6,17 @@ import (
 	"fmt"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	kmsv2 "k8s.io/kms/apis/v2"
+
+	"kekd/internal/kek"
 )
 
 // Run checks the plugin behind conn and returns one result for each check, in
 // a fixed order. It never returns early: once ctx is done the checks that are
 // left are skipped, and the report says so. Run may be called concurrently.
 func Run(ctx context.Context, conn grpc.ClientConnInterface, opts Options) Report {
+	ctx = metadata.AppendToOutgoingContext(ctx, kek.VerifyHeader, "1")
 	r := &runner{client: kmsv2.NewKeyManagementServiceClient(conn), opts: opts.withDefaults()}
 	var report Report
 	for _, c := range checks() {

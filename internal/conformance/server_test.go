@@ -19,10 +19,12 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	kmsv2 "k8s.io/kms/apis/v2"
 
 	"kekd/internal/conformance"
+	"kekd/internal/kek"
 )
 
 // magic starts every ciphertext of the reference server.
@@ -175,7 +177,12 @@ func (s *referenceServer) serve(t *testing.T) *grpc.ClientConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		if len(metadata.ValueFromIncomingContext(ctx, kek.VerifyHeader)) != 1 {
+			t.Errorf("%s without the header %s", info.FullMethod, kek.VerifyHeader)
+		}
+		return next(ctx, req)
+	}))
 	kmsv2.RegisterKeyManagementServiceServer(server, s)
 	s.stop = server.Stop
 	served := make(chan error, 1)

@@ -70,6 +70,7 @@ func TestNowIsWhatTheMetricsTell(t *testing.T) {
 	}
 	m.Request("Decrypt", codes.OK, 40*time.Microsecond, "")
 	m.Request("Decrypt", codes.Unavailable, 20*time.Second, "")
+	m.Verified("Decrypt") // no failure
 	m.Request("Status", codes.OK, time.Microsecond, "")
 	m.HSMOperation("unwrap", "ok", 3*time.Millisecond, "")
 	m.HSMOperation("unwrap", "timeout", time.Second, "")
@@ -115,7 +116,7 @@ func TestNowIsWhatTheMetricsTell(t *testing.T) {
 		Sample: Sample{
 			At: at, State: "coasting",
 			Encrypt: series(3, 0, 3, map[float64]uint64{30e-6: 3}),
-			Decrypt: series(2, 1, 2, map[float64]uint64{40e-6: 1}),
+			Decrypt: series(3, 1, 2, map[float64]uint64{40e-6: 1}),
 			Unwrap:  series(2, 1, 2, map[float64]uint64{3e-3: 1, 1: 1}),
 			HSM:     series(3, 1, 3, map[float64]uint64{3e-3: 2, 1: 1}),
 			Hits:    4, Misses: 2, Remembered: 1,

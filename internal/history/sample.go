@@ -101,14 +101,14 @@ func (g *gathered) add(name string, m *dto.Metric) error {
 		}
 	case "kekd_grpc_requests_total":
 		if series := s.ofMethod(label(m, "method")); series != nil {
-			series.count(value(m), label(m, "code") == "OK")
+			series.count(value(m), slices.Contains([]string{"OK", "verify"}, label(m, "code")))
 		}
 	case "kekd_grpc_request_duration_seconds":
 		if series := s.ofMethod(label(m, "method")); series != nil {
 			return g.time(series, m.GetHistogram())
 		}
 	case "kekd_hsm_operations_total":
-		ok := label(m, "result") == "ok"
+		ok := slices.Contains([]string{"ok", "verify"}, label(m, "result"))
 		s.HSM.count(value(m), ok)
 		if label(m, "op") == "unwrap" {
 			s.Unwrap.count(value(m), ok)

@@ -138,6 +138,7 @@ func fullStatus() Status {
 	keys := NewKeyRing(ring, at)
 	keys.Keys[0].Problem = "no mechanism works with key 016f6c64"
 	keys.Keys[1].Proven, keys.Keys[1].Mechanism = true, "aes-gcm/caller-iv"
+	keys.Keys[1].LastUsed = at
 	return Status{
 		Time: at,
 		Health: health.Report{
@@ -155,6 +156,8 @@ func fullStatus() Status {
 			Label: "kekd", Serial: "0123", Manufacturer: "SoftHSM project", Model: "SoftHSM v2",
 			Firmware: "2.6", Library: "Implementation of PKCS11", Slot: 7, WorkerPID: 4711,
 		},
+		Node: "0123456789abcdef0123456789abcdef", UseRecorded: at.Add(-time.Hour),
+		Refresh: Duration(10 * time.Second), OutageGrace: Duration(10 * time.Minute),
 	}
 }
 

@@ -25,6 +25,11 @@ func (s Source) String() string {
 	return ""
 }
 
+// VerifyHeader is the gRPC header with which kekctl verify marks its requests. Any
+// caller may send it, so it only sets apart failures that the request itself brings
+// about, in log and metrics: what it opens counts as ever, and all of it is audited.
+const VerifyHeader = "kekd-verify"
+
 // Request is the context of one Encrypt or Decrypt. What is done for it knows it by
 // its UID, in other goroutines and after its end too.
 type Request struct {
@@ -33,6 +38,8 @@ type Request struct {
 	// UID is what the client calls the request: any text, already cut to a size that
 	// may be logged. It is not changed any more.
 	UID string
+	// Verify: the request carries VerifyHeader. It is not changed any more.
+	Verify bool
 	// Source is what NoteSource has left, in the goroutine that serves the request.
 	Source Source
 }
@@ -61,4 +68,10 @@ func UID(ctx context.Context) string {
 		return r.UID
 	}
 	return ""
+}
+
+// Verifying reports whether ctx belongs to a request of kekctl verify.
+func Verifying(ctx context.Context) bool {
+	r, ok := ctx.Value(requestKey{}).(*Request)
+	return ok && r.Verify
 }

@@ -28,7 +28,7 @@ type cacheMetrics struct {
 func newCacheMetrics() cacheMetrics {
 	c := cacheMetrics{
 		requests: counters("kekd_seed_cache_requests_total",
-			"Decrypts by what the seed cache had: hit, miss (the HSM was asked) or remembered (a recent refusal of the HSM).", "result"),
+			"Decrypts by what the seed cache had: hit, miss (the HSM was asked), remembered (a recent refusal of the HSM) or verify (damaged input of kekctl verify).", "result"),
 		evictions: counters("kekd_seed_cache_evictions_total",
 			"Seeds wiped from the cache, by reason.", "reason"),
 		decrypts: counters("kekd_decrypts_total",
@@ -36,7 +36,7 @@ func newCacheMetrics() cacheMetrics {
 		breaker: gauge("kekd_hsm_breaker_open",
 			"1 while requests that need the HSM fail at once because it did not answer lately."),
 		rotations: counters("kekd_rotations_total",
-			"Times that a new KEK was to take over Encrypt, by result.", "result"),
+			"Times that a KEK was to replace another for Encrypt, by result; a start is none.", "result"),
 		renewals: counters("kekd_seed_renewals_total",
 			"Times that a new seed was to replace the one in use under the same KEK, by result.", "result"),
 		byResult: make(map[string]prometheus.Counter),
@@ -106,7 +106,7 @@ func (c *cacheMetrics) keep(onRing map[string]bool) {
 // Breaker implements keycache.Observer.
 func (m *Metrics) Breaker(open bool) { m.cache.breaker.Set(truth(open)) }
 
-// Rotated counts an attempt to make a new KEK the one that encrypts.
+// Rotated counts an attempt to replace the KEK that encrypts by another.
 func (m *Metrics) Rotated(err error) { m.cache.rotations.WithLabelValues(resultOf(err)).Inc() }
 
 // Renewed counts an attempt to replace the seed under the same KEK.

@@ -19,7 +19,7 @@ type hsmMetrics struct {
 func newHSMMetrics() hsmMetrics {
 	h := hsmMetrics{
 		operations: counters("kekd_hsm_operations_total",
-			"Operations of the HSM that ended, by operation and result; unavailable is one that was not tried because no worker runs.", "op", "result"),
+			"Operations of the HSM that ended, by operation and result; unavailable is one that was not tried because no worker runs, verify one that kekctl verify spoilt.", "op", "result"),
 		durations: histograms("kekd_hsm_operation_duration_seconds",
 			"Time that operations of the HSM took, waiting included, by operation.", "op"),
 		restarts: counters("kekd_hsm_worker_restarts_total",
@@ -53,7 +53,7 @@ func (h *hsmMetrics) all() []prometheus.Collector {
 // HSMOperation implements hsm.Observer.
 func (m *Metrics) HSMOperation(op, result string, elapsed time.Duration, traceID string) {
 	op = closed(op, hsmOperations)
-	m.hsm.operations.WithLabelValues(op, closed(result, hsmResults)).Inc()
+	m.hsm.operations.WithLabelValues(op, closed(result, opResults)).Inc()
 	observe(exemplars(m.hsm.durations.WithLabelValues(op)), elapsed, traceID)
 }
 

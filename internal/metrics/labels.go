@@ -9,6 +9,9 @@ import (
 // other stands for a label's value that is not on its list.
 const other = "other"
 
+// verify stands for a failure that kekctl verify has brought about on purpose.
+const verify = "verify"
+
 // The values that labels may have. The packages that report them know more of
 // their meaning; here they only keep the number of time series bounded.
 var (
@@ -19,9 +22,10 @@ var (
 		"import-state", "import-begin", "import", "import-abort", "evidence", "audit-keys", "audit-create", "audit-sign", "abandon", "close",
 	}
 	hsmResults     = []string{"ok", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup", "changed", "timeout", "canceled", "unavailable"}
+	opResults      = append(slices.Clone(hsmResults), verify)
 	restartReasons = []string{"died", "token", "request", "pin", "refused", "no-key", "ambiguous", "setup"}
 	auditParts     = []string{"write", "sign", "forward", "memory", "trail"}
-	cacheResults   = []string{"hit", "miss", "remembered"}
+	cacheResults   = []string{"hit", "miss", "remembered", verify}
 	spanResults    = []string{"exported", "failed", "dropped"}
 	evictions      = []string{"room", "revoked", "doubted", "closed"}
 )

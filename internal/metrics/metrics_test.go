@@ -29,6 +29,7 @@ func newMetrics() *Metrics {
 func exercised() *Metrics {
 	m := newMetrics()
 	m.Arrived()
+	m.Verified("Decrypt")
 	m.Request("Encrypt", codes.OK, 30*time.Microsecond, "")
 	m.Request("Decrypt", codes.Unavailable, time.Second, "")
 	m.InFlight(2)
@@ -114,7 +115,8 @@ func TestValues(t *testing.T) {
 		"{code=Internal,method=Decrypt} 0", "{code=Internal,method=Encrypt} 0", "{code=Internal,method=Status} 0",
 		"{code=OK,method=Decrypt} 0", "{code=OK,method=Encrypt} 1", "{code=OK,method=Status} 0",
 		"{code=ResourceExhausted,method=Decrypt} 0", "{code=ResourceExhausted,method=Encrypt} 0", "{code=ResourceExhausted,method=Status} 0",
-		"{code=Unavailable,method=Decrypt} 1", "{code=Unavailable,method=Encrypt} 0", "{code=Unavailable,method=Status} 0")
+		"{code=Unavailable,method=Decrypt} 1", "{code=Unavailable,method=Encrypt} 0", "{code=Unavailable,method=Status} 0",
+		"{code=verify,method=Decrypt} 1")
 	expect(t, m, "kekd_grpc_request_duration_seconds",
 		"{method=Decrypt} 1 in 1", "{method=Encrypt} 1 in 3e-05", "{method=Status} 0 in 0")
 	expect(t, m, "kekd_grpc_requests_arrived_total", "{} 1")
@@ -125,7 +127,7 @@ func TestValues(t *testing.T) {
 	expect(t, m, "kekd_hsm_sessions_limit", "{} 4")
 	expect(t, m, "kekd_hsm_worker_start_failures_total", "{reason=pin} 0", "{reason=setup} 0", "{reason=token} 1")
 	expect(t, m, "kekd_panics_total", "{} 1")
-	expect(t, m, "kekd_seed_cache_requests_total", "{result=hit} 1", "{result=miss} 0", "{result=remembered} 0")
+	expect(t, m, "kekd_seed_cache_requests_total", "{result=hit} 1", "{result=miss} 0", "{result=remembered} 0", "{result=verify} 0")
 	expect(t, m, "kekd_seed_cache_evictions_total", "{reason=closed} 0", "{reason=doubted} 0", "{reason=revoked} 1", "{reason=room} 0")
 	var decrypts []string
 	for _, k := range testRing().Keys {

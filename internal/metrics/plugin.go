@@ -32,7 +32,7 @@ func newPluginMetrics() pluginMetrics {
 		arrived: counter("kekd_grpc_requests_arrived_total",
 			"Requests whose headers came. Those that kekd_grpc_requests_total never counts were turned away by gRPC itself (unknown method, too large, undecodable) or given up by their client."),
 		requests: counters("kekd_grpc_requests_total",
-			"KMS v2 requests that ended, by method and gRPC code.", "method", "code"),
+			"KMS v2 requests that ended, by method and gRPC code; verify is one of kekctl verify that failed as it was meant to.", "method", "code"),
 		durations: histograms("kekd_grpc_request_duration_seconds",
 			"Time that KMS v2 requests took, by method.", "method"),
 		inFlight: gauge("kekd_grpc_requests_in_flight",
@@ -80,6 +80,11 @@ func (m *Metrics) Request(method string, code codes.Code, elapsed time.Duration,
 	}
 	m.plugin.requests.WithLabelValues(method, text).Inc()
 	observe(exemplars(m.plugin.durations.WithLabelValues(method)), elapsed, traceID)
+}
+
+// Verified implements plugin.Observer.
+func (m *Metrics) Verified(method string) {
+	m.plugin.requests.WithLabelValues(closed(method, methods), verify).Inc()
 }
 
 // InFlight implements plugin.Observer.

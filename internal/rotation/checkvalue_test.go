@@ -16,11 +16,11 @@ func TestCheckValueComesAndGoes(t *testing.T) {
 		w := &world{keys: []kek.Info{key("a", 0)}}
 		v, _, _ := w.watcher(t)
 		run(t, v)
-		expect(t, w, "unknown", "prove a", "save a", "use a by aes-kwp", "published a", "rotated: ok")
+		expect(t, w, "unknown", "prove a", "save a", "use a by aes-kwp", "published a")
 
 		w.set(func() { w.keys[0].CheckValue = known })
 		pass(refresh)
-		expect(t, w, "known", "prove a", "save a", "use a by aes-kwp", "published a", "rotated: ok")
+		expect(t, w, "known", "prove a", "save a", "use a by aes-kwp", "published a")
 		keyID := w.keys[0].KeyID()
 
 		w.set(func() { w.keys[0].CheckValue = kek.CheckValue{}; w.due = true })

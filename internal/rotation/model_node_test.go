@@ -39,6 +39,10 @@ type modelNode struct {
 	// newest key of these.
 	told   []string
 	newest kek.ID
+	// usedAt are the keys that this node has used since its use is recorded, with the
+	// earliest time at which /status may say that it last did: the true time by the
+	// clock that was the least ahead since.
+	usedAt map[kek.ID]time.Time
 	// warm are the seeds that this process has in memory, and their keys.
 	warm map[string]kek.ID
 }
@@ -62,7 +66,7 @@ func (m *model) addNode(name string, primary kek.ID) {
 		m.t.Fatal(err)
 	}
 	n := &modelNode{
-		model: m, name: name, primary: primary, memory: &modelMemory{Dir: dir}, conn: &connection{sharedToken: m.token, left: -1},
+		model: m, name: name, primary: primary, memory: &modelMemory{Dir: dir}, usedAt: make(map[kek.ID]time.Time), conn: &connection{sharedToken: m.token, left: -1},
 	}
 	n.conn.blind = !m.swaps && rapid.Bool().Draw(m.t, "blind")
 	m.nodes = append(m.nodes, n)
@@ -76,6 +80,32 @@ func (n *modelNode) errorf(format string, args ...any) {
 
 // clock is what the node takes for the time of day.
 func (n *modelNode) clock() time.Time { return n.now.Add(n.offset) }
+
+// setClock sets the clock, which puts what was used under another time.
+func (n *modelNode) setClock(offset time.Duration) {
+	if back := n.offset - offset; back > 0 {
+		for id, at := range n.usedAt {
+			n.usedAt[id] = at.Add(-back)
+		}
+	}
+	n.offset = offset
+}
+
+// checkUse: what the node says of its use is never earlier than the truth.
+func (n *modelNode) checkUse() {
+	if c, ok := n.sealer.Current(); ok {
+		n.usedAt[c.ID] = n.clock()
+	}
+	use := n.watcher.Use()
+	for id, at := range n.usedAt {
+		if said := use.LastUsed[id]; said.Before(at) {
+			n.errorf("key %s was used at %s, and it says %s", id, at, said)
+		}
+	}
+	if c, ok := n.sealer.Current(); ok && use.LastUsed[c.ID].Before(n.clock()) {
+		n.errorf("the key in use was last used at %s, want now", use.LastUsed[c.ID])
+	}
+}
 
 // elapsed is the clock of what only measures durations, for which time.Now has a
 // monotonic clock that nobody sets.
@@ -284,6 +314,7 @@ func (n *modelNode) candidate(last kek.ID) (newest *sharedKey, sure bool) {
 
 // check is what holds at any time.
 func (n *modelNode) check() {
+	n.checkUse()
 	keyID, err := n.health.Status()
 	current, ok := n.sealer.Current()
 	if usable := ok && !current.Expired; usable != (err == nil) || usable && current.KeyID != keyID {

@@ -46,6 +46,7 @@ type modelValue struct {
 //   - What was sealed under a live key opens on every node that reaches the token,
 //     and what was sealed under another does not.
 //   - A node that cannot see the token goes on with what it has, and says so.
+//   - When a node last used a key, it says never earlier than it did.
 //   - A new key mends whatever has happened.
 func TestModel(t *testing.T) {
 	t.Parallel()
@@ -105,8 +106,8 @@ func checkModel(t *rapid.T, base string, keys []kek.ID, primary kek.ID) {
 		"swap":             m.onKey(m.swap),
 		// What happens to nodes.
 		"wait":               func(*rapid.T) { m.now = m.now.Add(m.seconds(1, 3600)) },
-		"set the clock":      m.onNode(func(n *modelNode) { n.offset = m.seconds(-100_000, 100_000) }),
-		"skew":               m.onNode(func(n *modelNode) { n.offset = m.seconds(-2, 2) }),
+		"set the clock":      m.onNode(func(n *modelNode) { n.setClock(m.seconds(-100_000, 100_000)) }),
+		"skew":               m.onNode(func(n *modelNode) { n.setClock(m.seconds(-2, 2)) }),
 		"unplug":             m.onNode(func(n *modelNode) { n.conn.down = !n.conn.down }),
 		"fail once":          m.onNode(func(n *modelNode) { n.conn.left = rapid.IntRange(0, 8).Draw(m.t, "calls before") }),
 		"hide check values":  m.onNode(func(n *modelNode) { n.conn.blind = !n.conn.blind && !m.swaps }),
@@ -252,7 +253,8 @@ func (m *model) mend() {
 	m.now = m.now.Add(time.Second)
 	m.create(m.now)
 	for _, n := range m.nodes {
-		n.offset, n.memory.full, *n.conn = 0, false, connection{sharedToken: m.token, left: -1}
+		n.setClock(0)
+		n.memory.full, *n.conn = false, connection{sharedToken: m.token, left: -1}
 		n.look()
 		n.seal()
 	}

@@ -39,6 +39,8 @@ type Sealer interface {
 	Unpublish()
 	Current() (keycache.Current, bool)
 	RenewalDue() bool
+	// Late returns when keys encrypted last that had been replaced by then.
+	Late() map[kek.ID]time.Time
 }
 
 // Health hears what the watcher finds out.
@@ -61,7 +63,8 @@ type Observer interface {
 	RingLooked(err error)
 	// SetPolicy: how the ring differs from what is demanded of it.
 	SetPolicy(violations []keypolicy.Violation)
-	// Rotated: another key was made primary, or could not be.
+	// Rotated: another key than before was made primary, or could not be. The first
+	// key of a node, and the last one after a restart, replace no other.
 	Rotated(err error)
 	// Renewed: the seed was renewed, or could not be.
 	Renewed(err error)
@@ -98,6 +101,11 @@ type Watcher struct {
 	cfg Config
 	// published is what this node has told Kubernetes about. Only Refresh uses it.
 	published hsm.Published
+	// encrypts is the key that this node encrypts under, or last did, in an earlier
+	// run too; empty before the first. Only Refresh uses it.
+	encrypts kek.ID
+	// use is which keys were used when.
+	use *useRecord
 	// proofs are what came of trying the keys, by id; replaced, never changed. Only
 	// Refresh uses it.
 	proofs map[kek.ID]Proof
@@ -147,12 +155,20 @@ type Snapshot struct {
 }
 
 // New makes a Watcher and reads what was published before. An unreadable memory
-// is an error: going on without it could bring back a key that was revoked.
+// is an error: going on without it could bring back a key that was revoked. An
+// unreadable record of when keys were used is none: a new one begins, which claims
+// nothing about the time before.
 func New(cfg Config) (*Watcher, error) {
 	w := &Watcher{cfg: cfg, first: make(chan struct{}), kick: make(chan struct{}, 1), ended: make(chan struct{})}
 	if _, err := cfg.Memory.Load(MemoryName, &w.published); err != nil {
 		return nil, fmt.Errorf("read what was published before: %w", err)
 	}
+	w.encrypts = w.published.Last
+	use, err := openUseRecord(cfg.Memory, cfg.Clock, w.published.Last)
+	if err != nil {
+		cfg.Logger.Warn("record of key use not readable, a new one begins", zap.Error(err))
+	}
+	w.use = use
 	return w, nil
 }
 
@@ -269,6 +285,9 @@ func (w *Watcher) Refresh(ctx context.Context) {
 	if ctx.Err() != nil {
 		return // kekd stops, which is nobody's failure
 	}
+	unread := err
+	err = errors.Join(err, w.recordUse())
+	next.Err = err
 	if next.Ring != nil {
 		next.Policy = keypolicy.Evaluate(next.Ring, w.cfg.Policy, w.cfg.Clock())
 		w.logPolicy(last.Policy, next.Policy)
@@ -279,7 +298,7 @@ func (w *Watcher) Refresh(ctx context.Context) {
 	w.snapshot = next
 	w.done, w.unread = w.begun, nil
 	if ring == nil {
-		w.unread = err
+		w.unread = unread
 	}
 	close(w.ended)
 	w.ended = make(chan struct{})
@@ -436,7 +455,12 @@ func (w *Watcher) publish(ctx context.Context, ring *kek.Ring, primary kek.Info)
 	m, err := w.rotate(ctx, primary)
 	endProof(span, m, err)
 	w.setProof(ring, primary, m, err)
-	w.cfg.Observer.Rotated(err)
+	if w.encrypts != "" && w.encrypts != primary.ID {
+		w.cfg.Observer.Rotated(err)
+	}
+	if err == nil {
+		w.encrypts = primary.ID
+	}
 	if err != nil && !inUse {
 		w.failed(err)
 	}
@@ -489,11 +513,15 @@ func (w *Watcher) rotate(ctx context.Context, key kek.Info) (kek.Mechanism, erro
 	if err != nil {
 		return 0, err
 	}
-	if next, changed := w.published.Advance(key); changed {
+	next, changed := w.published.Advance(key)
+	if changed {
 		if err := w.cfg.Memory.Save(MemoryName, next); err != nil {
 			return 0, fmt.Errorf("remember key %s before it is published: %w", key.ID, err)
 		}
 		w.published = next
+	}
+	if err := w.use.begin(key.ID, !changed, w.cfg.Sealer.Late()); err != nil {
+		return 0, fmt.Errorf("record the use of key %s before it is published: %w", key.ID, err)
 	}
 	if err := w.cfg.Sealer.Use(ctx, key, m); err != nil {
 		return 0, err

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -46,9 +47,14 @@ type world struct {
 	useErr  error
 	due     bool
 
+	late map[kek.ID]time.Time
+
 	stored  []byte
 	saveErr error
 	loadErr error
+	// record is what is stored of the keys' use.
+	record    []byte
+	recordErr error // of saving it
 }
 
 func (w *world) note(format string, args ...any) {
@@ -164,6 +170,12 @@ func (w *world) RenewalDue() bool {
 	return w.due
 }
 
+func (w *world) Late() map[kek.ID]time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.late)
+}
+
 // health is the world's Health.
 type health struct{ *world }
 
@@ -217,23 +229,32 @@ type memory struct{ *world }
 func (m memory) Load(name string, v any) (bool, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.loadErr != nil || m.stored == nil || name != MemoryName {
+	stored := m.stored
+	if name == UseRecordName {
+		stored = m.record
+	}
+	if m.loadErr != nil || stored == nil {
 		return false, m.loadErr
 	}
-	return true, json.Unmarshal(m.stored, v)
+	return true, json.Unmarshal(stored, v)
 }
 
 func (m memory) Save(name string, v any) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	b, err := json.Marshal(v)
+	if name == UseRecordName { // no part of the journal
+		if err := errors.Join(m.saveErr, m.recordErr); err != nil {
+			return err
+		}
+		m.record = b
+		return err
+	}
 	if m.saveErr != nil {
 		m.note("save fails")
 		return m.saveErr
 	}
-	b, err := json.Marshal(v)
-	if name == MemoryName {
-		m.stored = b
-	}
+	m.stored = b
 	p, _ := v.(hsm.Published)
 	m.note("save %s", nameOf(p.Last))
 	return err
@@ -341,7 +362,7 @@ func TestFirstKey(t *testing.T) {
 		default:
 		}
 		run(t, v)
-		expect(t, w, "the first look", "prove a", "save a", "use a by aes-kwp", "published a", "rotated: ok")
+		expect(t, w, "the first look", "prove a", "save a", "use a by aes-kwp", "published a")
 		select {
 		case <-v.First():
 		default:
@@ -370,13 +391,13 @@ func TestUnsavedKeyIsNotPublished(t *testing.T) {
 		v, _, _ := w.watcher(t)
 		v.Refresh(t.Context())
 		why := fmt.Sprintf("remember key %s before it is published: no space left on device", w.keys[0].ID)
-		expect(t, w, "with a full disk", "prove a", "save fails", "rotated: "+why, "failed: "+why)
+		expect(t, w, "with a full disk", "prove a", "save fails", "failed: "+why)
 		if _, ok := w.Current(); ok {
 			t.Error("a key is in use that a restart would forget")
 		}
 		w.set(func() { w.saveErr = nil })
 		v.Refresh(t.Context())
-		expect(t, w, "with room again", "prove a", "save a", "use a by aes-kwp", "published a", "rotated: ok")
+		expect(t, w, "with room again", "prove a", "save a", "use a by aes-kwp", "published a")
 	})
 }
 
@@ -386,14 +407,14 @@ func TestFailedProofAndUse(t *testing.T) {
 		w := &world{keys: []kek.Info{key("a", -time.Hour)}, proveErr: kek.ErrRefused}
 		v, _, _ := w.watcher(t)
 		v.Refresh(t.Context())
-		expect(t, w, "a key that is refused", "prove a", "rotated: "+kek.ErrRefused.Error(), "failed: "+kek.ErrRefused.Error())
+		expect(t, w, "a key that is refused", "prove a", "failed: "+kek.ErrRefused.Error())
 		w.set(func() { w.proveErr, w.useErr = nil, kek.ErrUnavailable })
 		v.Refresh(t.Context())
-		expect(t, w, "a seed that fails", "prove a", "save a", "use a by aes-kwp", "rotated: "+kek.ErrUnavailable.Error(), "failed: "+kek.ErrUnavailable.Error())
+		expect(t, w, "a seed that fails", "prove a", "save a", "use a by aes-kwp", "failed: "+kek.ErrUnavailable.Error())
 		w.set(func() { w.useErr = nil })
 		v.Refresh(t.Context())
 		// It is remembered already.
-		expect(t, w, "all well", "prove a", "use a by aes-kwp", "published a", "rotated: ok")
+		expect(t, w, "all well", "prove a", "use a by aes-kwp", "published a")
 	})
 }
 
@@ -429,7 +450,7 @@ func TestFirstKeyActivatesLater(t *testing.T) {
 		pass(1999 * time.Millisecond) // its time is cut to the second
 		expect(t, w, "before its time", "failed: "+kek.ErrNoKey.Error(), "try a", "failed: "+kek.ErrNoKey.Error())
 		pass(time.Millisecond)
-		expect(t, w, "at its time", "prove a", "save a", "use a by aes-kwp", "published a", "rotated: ok")
+		expect(t, w, "at its time", "prove a", "save a", "use a by aes-kwp", "published a")
 	})
 }
 
@@ -687,7 +708,7 @@ func TestMemorySurvivesRestart(t *testing.T) {
 		w.current = nil // a new process
 		v, _, _ = w.watcher(t)
 		v.Refresh(t.Context())
-		expect(t, w, "the same ring", "prove b", "use b by aes-kwp", "published b", "rotated: ok")
+		expect(t, w, "the same ring", "prove b", "use b by aes-kwp", "published b")
 
 		w.current, w.keys = nil, []kek.Info{a}
 		v, _, audit := w.watcher(t)

@@ -7,7 +7,9 @@
 // aside, as a latched PIN may be the very next thing to keep. A file that cannot be
 // read is an error that stops the start and is never taken for a missing one, since
 // what is kept here (a revoked key, a latched PIN, use counts) must not be forgotten
-// by accident.
+// by accident. One file is an exception: kekd starts without a readable record of
+// which key it used when (package rotation), since a new record, which claims nothing
+// about earlier use, misleads nobody.
 //
 // No key, seed or PIN is kept. Who can write the directory can make kekd forget,
 // so only root and kekd's own user may.
