@@ -8,7 +8,7 @@
 // reports is what the token holds.
 //
 // TestDirected plays the cases that once lost keys, TestRandom draws histories from a
-// seed, and TestEvidence fills the table in docs/reports/evidence.md.
+// seed, and TestWitnesses fills the table in docs/reports/witnesses.md.
 package chaos
 
 import (
@@ -32,6 +32,6 @@ func TestMain(m *testing.M) {
 	}
 	flag.DurationVar(&flags.length, "length", 90*time.Second, "how long TestRandom breaks things before it repairs them")
 	flag.Uint64Var(&flags.seed, "seed", rand.Uint64(), "what TestRandom draws from; each run prints its own")
-	flag.BoolVar(&flags.update, "update", os.Getenv("KEKD_UPDATE_DOCS") == "1", "write docs/reports/evidence.md")
+	flag.BoolVar(&flags.update, "update", os.Getenv("KEKD_UPDATE_DOCS") == "1", "write docs/reports/witnesses.md")
 	os.Exit(m.Run())
 }
