@@ -80,6 +80,7 @@ func step(ctx context.Context, rt *rapid.T, w *world, last *time.Time, made map[
 	case "retire": // a key takes over, and somebody is in a hurry to get rid of the old one
 		w.create(0)
 		time.Sleep(between(rt, 0, 2*time.Minute, "for"))
+		w.catchUp(last)
 		rewrap(w)
 		commands(ctx, rt, w, last, made)
 	case "withdraw": // a key is cancelled late
@@ -125,7 +126,7 @@ func step(ctx context.Context, rt *rapid.T, w *world, last *time.Time, made map[
 // rewrap has an API server that can write bring every object under its key.
 func rewrap(w *world) {
 	for _, s := range w.servers {
-		if s.seed.ID == "" || time.Since(s.polled) > keeps {
+		if s.adopt(time.Now()); s.seed.ID == "" || s.seed.ID != s.status.ID || time.Since(s.polled) > keeps {
 			continue
 		}
 		for i, o := range w.objects {
@@ -187,13 +188,14 @@ func commands(ctx context.Context, rt *rapid.T, w *world, last *time.Time, made 
 			w.note("%s %s on %s, force %t: %s", c.Verb, id, a.node.name, c.Force, outcome(err))
 		})
 	}
+	pace := rapid.SampledFrom([]time.Duration{time.Second, 7 * time.Second, 25 * time.Second, time.Minute}).Draw(rt, "writes every")
 	done := make(chan struct{})
 	go func() { work.Wait(); close(done) }()
 	for running := true; running; {
 		select {
 		case <-done:
 			running = false
-		case <-time.After(time.Second):
+		case <-time.After(pace):
 			w.mu.Lock()
 			w.catchUp(last)
 			for _, s := range w.servers {
