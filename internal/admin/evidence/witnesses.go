@@ -280,8 +280,10 @@ func askEtcd(ctx context.Context, w Witnesses, q Question) Finding {
 	if w.Etcd == nil {
 		return f
 	}
-	f.Witness = "etcd " + w.Etcd.Name()
 	report, err := w.Etcd.Take(ctx, inventory.Options{})
+	// Only now: where etcd is may be found out when it is asked for the first time, and
+	// a witness that is overruled must have the same name when it is asked again.
+	f.Witness = "etcd " + w.Etcd.Name()
 	if err != nil {
 		f.Detail = "could not be asked: " + oneLine(err)
 		return f
