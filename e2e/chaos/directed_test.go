@@ -136,7 +136,7 @@ func testAPIServerStillUsesKey(t *testing.T, w *world) {
 	old := n.primary(t)
 	fresh := n.create(t, "--now")
 	for _, n := range w.nodes {
-		w.awaitKey(t, n, fresh.KeyID, soon)
+		w.awaitKey(t, n, fresh.KeyID)
 	}
 	w.requireRefused(t, n.try(t, "key", "disable", old.ID, "--yes"), old.ID, "enabled", w.witnesses()...)
 	w.putRight(t, old)
@@ -185,7 +185,7 @@ func (w *world) replaced(t *testing.T) key {
 	old := w.nodes[0].primary(t)
 	fresh := w.nodes[0].create(t, "--now")
 	for _, n := range w.nodes {
-		w.awaitKey(t, n, fresh.KeyID, soon)
+		w.awaitKey(t, n, fresh.KeyID)
 	}
 	return old
 }
@@ -242,7 +242,7 @@ func (w *world) overActivation(t *testing.T, begin func(fresh key) (cancel *comm
 	}
 	cancel, letGo := begin(fresh)
 	for _, n := range w.nodes {
-		w.awaitKey(t, n, fresh.KeyID, soon)
+		w.awaitKey(t, n, fresh.KeyID)
 	}
 	letGo()
 	w.requireRefused(t, cancel, fresh.ID, "enabled", fresh.ID)
@@ -278,7 +278,7 @@ func testCancelNodeAhead(t *testing.T, w *world) {
 	ahead := w.nodes[2]
 	ahead.kekd.JumpClock(t, 3*time.Minute)
 	fresh := w.nodes[0].create(t, "--activate-in", "2m")
-	w.awaitKey(t, ahead, fresh.KeyID, soon)
+	w.awaitKey(t, ahead, fresh.KeyID)
 	for range 20 {
 		w.mustSeal(t, ahead)
 	}

@@ -342,7 +342,7 @@ func (h *history) damage(c ctx, t *testing.T) {
 		case 9:
 			h.wipe(t, 2)
 		}
-		h.comeDue(t, r)
+		h.comeDue(r)
 	}
 }
 
@@ -366,7 +366,7 @@ func (h *history) wipe(t *testing.T, i int) {
 
 // comeDue has the date of a scheduled key come now and then, which takes a day at least
 // otherwise. The state stays what it is.
-func (h *history) comeDue(t *testing.T, r *rand.Rand) {
+func (h *history) comeDue(r *rand.Rand) {
 	if r.IntN(3) > 0 {
 		return
 	}

@@ -134,10 +134,10 @@ func TestWitnesses(t *testing.T) {
 			}
 		}
 		undo := c.set(t, b)
-		for _, command := range strings.Fields(c.made) {
+		for command := range strings.FieldsSeq(c.made) {
 			b.cell(t, c, command, made)
 		}
-		for _, command := range strings.Fields(c.refused) {
+		for command := range strings.FieldsSeq(c.refused) {
 			b.cell(t, c, command, refused)
 		}
 		undo()

@@ -210,9 +210,9 @@ func (w *world) mustSeal(t testing.TB, n *node) string {
 }
 
 // awaitKey waits until a node encrypts under a key.
-func (w *world) awaitKey(t testing.TB, n *node, keyID string, within time.Duration) {
+func (w *world) awaitKey(t testing.TB, n *node, keyID string) {
 	t.Helper()
-	harness.Eventually(t, within, n.name+" encrypts under "+keyID, func(c ctx) error {
+	harness.Eventually(t, soon, n.name+" encrypts under "+keyID, func(c ctx) error {
 		got, err := w.seal(c, n)
 		if err == nil && got != keyID {
 			err = fmt.Errorf("it encrypts under %s", got)
