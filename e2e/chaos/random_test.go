@@ -296,7 +296,7 @@ func (h *history) ended(who string, c *command, target, harm string) {
 	h.changes = append(h.changes, change{
 		key: target, verb: verb, begun: c.begun, ended: c.ended, done: c.code == 0,
 		// A refusal that names its reason has changed nothing; what else fails may have.
-		undone: c.code == 1 && strings.Contains(said, "stays as it is"),
+		undone: c.code == 1 && strings.Contains(c.stderr.String(), "stays as it is"),
 	})
 }
 
