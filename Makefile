@@ -148,7 +148,7 @@ outages: deps-test build bin/kekd-faults.so ## Take away what kekd stands on, on
 	cd e2e && $(E2E_BINARIES) KEKD_CLOCK_BIN=$(CURDIR)/bin/e2e/kekd-clock go test -count=1 -timeout=10m -v ./outages/...
 
 # How long make chaos breaks things at random, and the seed of what it does.
-CHAOS ?= 90s
+CHAOS ?= 60s
 SEED  ?=
 .PHONY: chaos
 chaos: deps-test build bin/kekd-faults.so ## Two administrators on three nodes of one token while everything breaks (as root; four minutes; CHAOS=30m SEED=7)

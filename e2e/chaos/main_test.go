@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == tokenArgument {
 		os.Exit(tokenMain(os.Args[2]))
 	}
-	flag.DurationVar(&flags.length, "length", 90*time.Second, "how long TestRandom breaks things before it repairs them")
+	flag.DurationVar(&flags.length, "length", time.Minute, "how long TestRandom breaks things before it repairs them")
 	flag.Uint64Var(&flags.seed, "seed", rand.Uint64(), "what TestRandom draws from; each run prints its own")
 	flag.BoolVar(&flags.update, "update", os.Getenv("KEKD_UPDATE_DOCS") == "1", "write docs/reports/witnesses.md")
 	os.Exit(m.Run())
