@@ -5,6 +5,7 @@ package histories
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"strings"
 	"sync"
@@ -14,8 +15,8 @@ import (
 
 	"pgregory.net/rapid"
 
-	"kekd/hsm"
 	"kekd/internal/admin/keychange"
+	"kekd/internal/admin/newkey"
 	"kekd/internal/kek"
 )
 
@@ -35,8 +36,8 @@ func TestNothingAcknowledgedIsLost(t *testing.T) {
 		}
 	})
 	for _, v := range []keychange.Verb{keychange.Cancel, keychange.Disable, keychange.Enable, keychange.Destroy, keychange.Restore, keychange.Purge} {
-		if made[v] == 0 {
-			t.Errorf("no history had a %s that was made: this test shows little", v)
+		if made[v] < 3 {
+			t.Errorf("the histories had %d times a %s that was made: this test shows little", made[v], v)
 		}
 	}
 	t.Logf("made: %v", made)
@@ -51,49 +52,99 @@ func run(ctx context.Context, rt *rapid.T, made map[keychange.Verb]int) {
 	w := &world{givenUp: map[kek.ID]bool{}, begun: time.Now()}
 	last := time.Now()
 	for i := range 3 {
-		n := &node{w: w, name: string(rune('a' + i)), lastUsed: map[kek.ID]time.Time{}}
+		n := &node{w: w, name: string(rune('a' + i)), lastUsed: map[kek.ID]time.Time{}, recorded: time.Now().Add(-24 * time.Hour)}
 		w.nodes = append(w.nodes, n)
 		w.servers = append(w.servers, &server{w: w, node: n, name: "apiserver " + n.name, asks: rapid.Bool().Draw(rt, "asks"), adopts: between(rt, 0, 30*time.Second, "adopts")})
 	}
-	w.create(0)
+	first, err := kek.NewID(time.Now(), rand.Reader)
+	if err != nil {
+		rt.Fatal(err)
+	}
+	w.create(first)
 	time.Sleep(2 * time.Minute)
+	h := &history{world: w, rt: rt, last: &last, made: made}
 	w.catchUp(&last)
-	for range rapid.IntRange(5, 40).Draw(rt, "steps") {
-		step(ctx, rt, w, &last, made)
+	for range rapid.IntRange(5, 30).Draw(rt, "steps") {
+		h.step(ctx)
 		w.mu.Lock()
 		w.catchUp(&last)
 		o, lost := w.lost()
 		w.mu.Unlock()
-		if lost {
+		switch {
+		case lost:
 			rt.Fatalf("LOST: what %s wrote %v after the beginning under %s\n%s", o.by, o.at.Sub(w.begun), o.key, strings.Join(w.lines, "\n"))
+		case w.wrong != "":
+			rt.Fatalf("WRONG: %s\n%s", w.wrong, strings.Join(w.lines, "\n"))
 		}
 	}
 }
 
+// history is a history that is being drawn.
+type history struct {
+	*world
+
+	rt   *rapid.T
+	last *time.Time
+	made map[keychange.Verb]int
+}
+
+// events are what a step is drawn from; what is named twice happens twice as often.
+var events = []string{
+	"create", "commands", "commands", "commands", "retire", "retire", "retire", "withdraw", "withdraw", "goodbye", "goodbye", "wait", "wait", "days",
+	"clock", "cut", "silent", "server", "stuck", "stuck", "wipe", "etcd", "heal", "heal", "rewrap", "revoke", "write",
+}
+
 // step is one event of a history.
-func step(ctx context.Context, rt *rapid.T, w *world, last *time.Time, made map[keychange.Verb]int) {
+func (h *history) step(ctx context.Context) {
+	w, rt := h.world, h.rt
 	n := w.nodes[rapid.IntRange(0, 2).Draw(rt, "node")]
 	s := w.servers[rapid.IntRange(0, 2).Draw(rt, "server")]
-	switch rapid.SampledFrom([]string{"create", "commands", "commands", "commands", "retire", "retire", "withdraw", "wait", "wait", "days", "days", "clock", "cut", "silent", "server", "etcd", "heal", "rewrap", "rewrap", "revoke", "write"}).Draw(rt, "event") {
+	switch rapid.SampledFrom(events).Draw(rt, "event") {
 	case "create":
-		w.create(between(rt, 0, 5*time.Minute, "activates in"))
+		h.create(ctx, newkey.Delayed(between(rt, 0, 5*time.Minute, "activates in"), true, 0))
 	case "retire": // a key takes over, and somebody is in a hurry to get rid of the old one
-		w.create(0)
-		time.Sleep(between(rt, 0, 2*time.Minute, "for"))
-		w.catchUp(last)
-		rewrap(w)
-		commands(ctx, rt, w, last, made)
+		h.create(ctx, newkey.AtOnce(0))
+		h.sleep(0, 3*time.Minute)
+		if rapid.IntRange(0, 3).Draw(rt, "rewrapped") > 0 {
+			rewrap(w)
+		}
+		h.commands(ctx, 1)
 	case "withdraw": // a key is cancelled late
-		w.create(between(rt, 16*time.Second, 2*time.Minute, "activates in"))
-		commands(ctx, rt, w, last, made)
+		h.create(ctx, newkey.Delayed(between(rt, 16*time.Second, 4*time.Minute, "activates in"), true, 0))
+		h.commands(ctx, 0)
+	case "goodbye": // a key's whole way out
+		w.heal()
+		h.create(ctx, newkey.AtOnce(0))
+		h.sleep(90*time.Second, 5*time.Minute)
+		rewrap(w)
+		h.commands(ctx, 1, keychange.Destroy)
+		h.sleep(72*time.Hour, 100*time.Hour)
+		h.commands(ctx, 1, keychange.Purge)
 	case "commands":
-		commands(ctx, rt, w, last, made)
+		h.commands(ctx, rapid.SampledFrom([]int{0, 0, 1, 1, 1, 2, 3, 5}).Draw(rt, "key"))
 	case "wait":
-		time.Sleep(between(rt, 1*time.Second, 4*time.Minute, "for"))
-		w.note("time passes")
+		h.sleep(time.Second, 4*time.Minute)
 	case "days":
-		time.Sleep(between(rt, 24*time.Hour, 72*time.Hour, "for"))
-		w.note("days pass")
+		h.sleep(24*time.Hour, 72*time.Hour)
+	case "rewrap":
+		rewrap(w)
+	case "revoke":
+		h.revoke(ctx)
+	case "write":
+		s.write()
+	case "etcd":
+		w.etcdOff = !w.etcdOff
+	case "heal":
+		w.heal()
+	default:
+		h.harm(n, s)
+	}
+}
+
+// harm breaks something of a node or an API server, or puts it right.
+func (h *history) harm(n *node, s *server) {
+	w, rt := h.world, h.rt
+	switch rapid.SampledFrom([]string{"clock", "cut", "silent", "server", "stuck", "wipe"}).Draw(rt, "harm") {
 	case "clock":
 		n.ahead = between(rt, -3*time.Minute, 3*time.Minute, "ahead")
 		w.note("the clock of %s is %v ahead", n.name, n.ahead)
@@ -106,20 +157,43 @@ func step(ctx context.Context, rt *rapid.T, w *world, last *time.Time, made map[
 	case "server":
 		s.silent = !s.silent
 		w.note("%s is silent: %t", s.name, s.silent)
-	case "etcd":
-		w.etcdOff = !w.etcdOff
-	case "heal":
-		for i, n := range w.nodes {
-			n.ahead, n.cut, n.silent, w.servers[i].silent = 0, false, false, false
-		}
-		w.etcdOff = false
-		w.note("all is well")
-	case "rewrap":
-		rewrap(w)
-	case "revoke":
-		revoke(rt, w)
-	case "write":
-		s.write()
+	case "stuck":
+		s.stuck = !s.stuck
+		w.note("%s cannot call its plugin: %t", s.name, s.stuck)
+	case "wipe":
+		n.wipe(time.Now())
+		w.note("the state of %s is wiped", n.name)
+	}
+}
+
+func (w *world) heal() {
+	for i, n := range w.nodes {
+		n.ahead, n.cut, n.silent = 0, false, false
+		w.servers[i].silent, w.servers[i].stuck = false, false
+	}
+	w.etcdOff = false
+	w.note("all is well")
+}
+
+func (h *history) sleep(from, to time.Duration) {
+	time.Sleep(between(h.rt, from, to, "for"))
+	h.catchUp(h.last)
+	h.note("time passes")
+}
+
+// administrator draws one who works on a node.
+func (h *history) administrator() *administrator {
+	rt := h.rt
+	return &administrator{
+		w: h.world, last: h.last, node: h.nodes[rapid.IntRange(0, 2).Draw(rt, "on")],
+		thinks: between(rt, 0, 90*time.Second, "thinks"), queues: between(rt, 0, 15*time.Second, "queues"), works: between(rt, 0, 40*time.Second, "works"),
+	}
+}
+
+// create has an administrator make a key.
+func (h *history) create(ctx context.Context, plan newkey.Plan) {
+	if err := h.administrator().create(ctx, plan); err != nil {
+		h.note("no key is created: %v", err)
 	}
 }
 
@@ -139,36 +213,73 @@ func rewrap(w *world) {
 	}
 }
 
-// revoke gives a key up: a compromise leaves no choice.
-func revoke(rt *rapid.T, w *world) {
-	i := rapid.IntRange(0, len(w.keys)-1).Draw(rt, "key")
-	if rapid.IntRange(0, 3).Draw(rt, "rarely") > 0 {
+// revoke gives a key up: a compromise leaves no choice. A success means that every node
+// encrypts under another key.
+func (h *history) revoke(ctx context.Context) {
+	w := h.world
+	if len(w.keys) == 0 {
 		return
 	}
-	w.use(i, hsm.Disabled())
-	w.givenUp[w.keys[i].ID] = true
-	w.note("key %s is revoked", w.keys[i].ID)
-	w.create(0)
+	id := w.keys[max(0, len(w.keys)-1-rapid.SampledFrom([]int{0, 0, 1, 2}).Draw(h.rt, "key"))].ID
+	w.givenUp[id] = true
+	result, err := h.administrator().revoke(ctx, id)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.catchUp(h.last)
+	w.note("revoke %s: %s; the successor is %q", id, outcome(err), result.Successor)
+	for _, n := range w.nodes {
+		if err == nil && (n.current.ID == "" || n.current.ID == id) {
+			w.wrong = fmt.Sprintf("key %s is revoked with success, and %s encrypts under %q", id, n.name, n.current.ID)
+		}
+	}
+}
+
+// meanwhile draws what happens while an administrator thinks; mostly nothing.
+func (h *history) meanwhile(id kek.ID) func() {
+	w := h.world
+	switch n := w.nodes[rapid.IntRange(0, 2).Draw(h.rt, "node")]; rapid.IntRange(0, 5).Draw(h.rt, "meanwhile") {
+	case 0:
+		return func() {
+			n.ahead = -3 * time.Minute
+			n.wipe(time.Now())
+			w.note("meanwhile the state of %s is wiped, and its clock is three minutes behind", n.name)
+		}
+	case 1:
+		return func() {
+			if i := w.at(id); i >= 0 && w.keys[i].Attributes.Label == ringLabel && !w.keys[i].Activation.After(time.Now()) && !w.givenUp[id] {
+				w.objects = append(w.objects, object{id, "a backup", time.Now()})
+				w.note("meanwhile an object under %s is restored from a backup", id)
+			}
+		}
+	}
+	return nil
 }
 
 // commands has one or two administrators change keys, both at once, while the API
-// servers write.
-func commands(ctx context.Context, rt *rapid.T, w *world, last *time.Time, made map[keychange.Verb]int) {
+// servers write. The first changes the key so many before the newest, by this verb if
+// one is given.
+func (h *history) commands(ctx context.Context, key int, verbs ...keychange.Verb) {
+	w, rt := h.world, h.rt
+	if len(w.keys) == 0 {
+		return
+	}
 	var work sync.WaitGroup
-	for range rapid.IntRange(1, 2).Draw(rt, "administrators") {
-		a := &administrator{
-			w: w, last: last, node: w.nodes[rapid.IntRange(0, 2).Draw(rt, "on")],
-			thinks: between(rt, 0, 90*time.Second, "thinks"), queues: between(rt, 0, 15*time.Second, "queues"), works: between(rt, 0, 40*time.Second, "works"),
+	for i := range rapid.IntRange(1, 2).Draw(rt, "administrators") {
+		if i > 0 && rapid.Bool().Draw(rt, "another key") {
+			key++
 		}
-		// The newest keys are those that are in use, and about to be.
-		i := max(0, len(w.keys)-1-rapid.SampledFrom([]int{0, 0, 1, 1, 1, 2, 3, 5}).Draw(rt, "key"))
-		id := w.keys[i].ID
+		a := h.administrator()
+		target := w.keys[max(0, len(w.keys)-1-key)]
+		id := target.ID
+		a.meanwhile = h.meanwhile(id)
 		c := keychange.Change{
-			Verb:  verb(rt, w.keys[i], a),
 			Find:  func(r *kek.Ring) (kek.Info, error) { return keychange.Find(r, id.String()) },
 			Days:  rapid.IntRange(1, 3).Draw(rt, "days"),
-			Force: rapid.IntRange(0, 19).Draw(rt, "force") == 0,
+			Force: rapid.IntRange(0, 19).Draw(rt, "force") == 19,
 			Wait:  between(rt, 0, 5*time.Minute, "waits"),
+		}
+		if c.Verb = verb(rt, target, a); i == 0 && len(verbs) > 0 {
+			c.Verb = verbs[0]
 		}
 		if rapid.Bool().Draw(rt, "at once") {
 			c.Wait = 0
@@ -180,7 +291,7 @@ func commands(ctx context.Context, rt *rapid.T, w *world, last *time.Time, made 
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if err == nil {
-				made[c.Verb]++
+				h.made[c.Verb]++
 			}
 			if len(result.Overruled) > 0 || c.Force {
 				w.givenUp[id] = true
@@ -188,16 +299,22 @@ func commands(ctx context.Context, rt *rapid.T, w *world, last *time.Time, made 
 			w.note("%s %s on %s, force %t: %s", c.Verb, id, a.node.name, c.Force, outcome(err))
 		})
 	}
-	pace := rapid.SampledFrom([]time.Duration{time.Second, 7 * time.Second, 25 * time.Second, time.Minute}).Draw(rt, "writes every")
+	h.writeUntil(&work)
+}
+
+// writeUntil has the API servers write until the administrators are done.
+func (h *history) writeUntil(work *sync.WaitGroup) {
+	w := h.world
+	pace := rapid.SampledFrom([]time.Duration{time.Second, 7 * time.Second, 25 * time.Second, time.Minute}).Draw(h.rt, "writes every")
 	done := make(chan struct{})
 	go func() { work.Wait(); close(done) }()
-	for running := true; running; {
+	for {
 		select {
 		case <-done:
-			running = false
+			return
 		case <-time.After(pace):
 			w.mu.Lock()
-			w.catchUp(last)
+			w.catchUp(h.last)
 			for _, s := range w.servers {
 				s.write()
 			}

@@ -2,7 +2,6 @@ package histories
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -13,7 +12,9 @@ import (
 	"kekd/hsm"
 	"kekd/internal/admin/evidence"
 	"kekd/internal/admin/keychange"
+	"kekd/internal/admin/newkey"
 	"kekd/internal/admin/nodes"
+	"kekd/internal/admin/revoke"
 	"kekd/internal/cluster"
 	"kekd/internal/httpapi"
 	"kekd/internal/inventory"
@@ -41,8 +42,12 @@ type world struct {
 	// givenUp are the keys that an administrator has revoked, or forced out of use.
 	givenUp map[kek.ID]bool
 	etcdOff bool
-	lines   []string
-	begun   time.Time
+	// changing is how many administrators have their turn.
+	changing int
+	// wrong is what the token was made to do that no history allows; empty if nothing.
+	wrong string
+	lines []string
+	begun time.Time
 }
 
 // object is what an API server has written.
@@ -71,6 +76,14 @@ type node struct {
 	problem   string
 	current   kek.Info // without an ID: it encrypts nothing
 	lastUsed  map[kek.ID]time.Time
+	recorded  time.Time // since when lastUsed is kept
+}
+
+// wipe has the node start over with an empty state directory.
+func (n *node) wipe(at time.Time) {
+	n.published, n.ring, n.read, n.problem, n.current = hsm.Published{}, nil, time.Time{}, "", kek.Info{}
+	n.lastUsed, n.recorded = map[kek.ID]time.Time{}, at
+	n.look(at)
 }
 
 // look is the node's look at the ring, at a moment that may have passed.
@@ -107,6 +120,8 @@ type server struct {
 	node   *node
 	name   string
 	silent bool
+	// stuck: its calls of the plugin time out.
+	stuck bool
 	// asks: it asks the plugin when it is asked for its health.
 	asks bool
 	// status is the key that the plugin named last, and polled when.
@@ -120,7 +135,7 @@ type server struct {
 }
 
 func (s *server) poll(at time.Time) {
-	if s.node.current.ID == "" {
+	if s.stuck || s.node.current.ID == "" {
 		return
 	}
 	s.node.use(at)
@@ -170,20 +185,16 @@ func (w *world) catchUp(last *time.Time) {
 	*last = now
 }
 
-// create puts a key on the token that activates later than all others.
-func (w *world) create(in time.Duration) {
-	at := time.Now().Add(in).Truncate(time.Second)
-	for _, k := range w.keys {
-		if !k.Activation.Before(at) {
-			at = k.Activation.Add(time.Second)
-		}
+// create puts a key on the token, which may be the first.
+func (w *world) create(id kek.ID) kek.Info {
+	at, ok := id.Activation()
+	if !ok {
+		panic("a key without an activation")
 	}
-	id, err := kek.NewID(at, rand.Reader)
-	if err != nil {
-		panic(err)
-	}
-	w.keys = append(w.keys, kek.Info{Ring: ringLabel, ID: id, CheckValue: kek.CheckValue{1, 2, 3}, Activation: at, Attributes: kek.Attributes{Label: ringLabel}})
+	k := kek.Info{Ring: ringLabel, ID: id, CheckValue: kek.CheckValue{1, 2, 3}, Activation: at, Attributes: kek.Attributes{Label: ringLabel}}
+	w.keys = append(w.keys, k)
 	w.note("key %s is created, to activate in %v", id, time.Until(at))
+	return k
 }
 
 func (w *world) at(id kek.ID) int {
@@ -207,6 +218,9 @@ type administrator struct {
 	node *node
 	// thinks, queues and works are how long the prompt, the turn and the token take.
 	thinks, queues, works time.Duration
+	// meanwhile happens while the administrator thinks, if it is not nil and nobody has
+	// a turn.
+	meanwhile func()
 }
 
 func (a *administrator) clock() time.Time { return time.Now().Add(a.node.ahead) }
@@ -265,7 +279,12 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 // SetUse implements keychange.Token.
 func (a *administrator) SetUse(ctx context.Context, seen kek.Info, use hsm.Use) (kek.Info, error) {
-	err := a.change(ctx, seen, func(i int) { a.w.use(i, use) })
+	err := a.change(ctx, seen, func(i int) {
+		if is := a.w.keys[i].State; use == hsm.Disabled() && is != 0 {
+			a.w.wrong = fmt.Sprintf("key %s was disabled while it was %s", seen.ID, is)
+		}
+		a.w.use(i, use)
+	})
 	return seen, err
 }
 
@@ -287,7 +306,81 @@ func (w *world) use(i int, use hsm.Use) {
 
 // Destroy implements keychange.Token.
 func (a *administrator) Destroy(ctx context.Context, seen kek.Info) error {
-	return a.change(ctx, seen, func(i int) { a.w.keys = slices.Delete(a.w.keys, i, i+1) })
+	return a.change(ctx, seen, func(i int) {
+		// By any clock that kekctl may go by, at its best.
+		if k := a.w.keys[i]; k.State != kek.Scheduled && !k.Activation.After(time.Now().Add(-3*time.Minute)) {
+			a.w.wrong = fmt.Sprintf("key %s was destroyed while it was in use", seen.ID)
+		}
+		a.w.keys = slices.Delete(a.w.keys, i, i+1)
+	})
+}
+
+// Name implements newkey.Token.
+func (a *administrator) Name(context.Context) (string, error) { return "the token", nil }
+
+// View implements newkey.Token.
+func (a *administrator) View(context.Context) (v newkey.View, err error) {
+	a.in(func() {
+		if a.node.cut {
+			err = kek.ErrUnavailable
+			return
+		}
+		v = newkey.View{Label: ringLabel, Keys: slices.Clone(a.w.keys)}
+		v.Ring, v.Err = hsm.BuildRing(ringLabel, a.w.keys, hsm.RingOptions{Now: a.clock(), Published: a.node.published})
+		if id := a.node.current.ID; id != "" {
+			v.Published = []kek.ID{id}
+		}
+	})
+	return v, err
+}
+
+// Try implements newkey.Token.
+func (a *administrator) Try(_ context.Context, id kek.ID) (m kek.Mechanism, err error) {
+	a.in(func() {
+		if i := a.w.at(id); a.node.cut || i < 0 || a.w.keys[i].State != 0 {
+			err = kek.ErrUnavailable
+		}
+	})
+	return kek.GCMCallerIV, err
+}
+
+// Create implements revoke.Token.
+func (a *administrator) Create(ctx context.Context, id kek.ID) (k kek.Info, m kek.Mechanism, err error) {
+	if err := sleep(ctx, a.works/10); err != nil {
+		return k, m, err
+	}
+	a.in(func() {
+		if a.node.cut {
+			err = kek.ErrUnavailable
+			return
+		}
+		k = a.w.create(id)
+	})
+	return k, kek.GCMCallerIV, err
+}
+
+// Disable implements revoke.Token.
+func (a *administrator) Disable(ctx context.Context, seen kek.Info) error {
+	_, err := a.SetUse(ctx, seen, hsm.Disabled())
+	return err
+}
+
+// create has kekctl plan a key and make it.
+func (a *administrator) create(ctx context.Context, plan newkey.Plan) error {
+	_, err := newkey.Maker{
+		Token: a, Plan: plan, What: "Creates a key", Confirm: func(string) error { return sleep(ctx, a.thinks/10) },
+		Create: a.Create, Timeout: 90 * time.Second, Clock: a.clock,
+	}.Make(ctx)
+	return err
+}
+
+// revoke has kekctl revoke a key.
+func (a *administrator) revoke(ctx context.Context, id kek.ID) (revoke.Result, error) {
+	c := revoke.Config{ID: id, Token: a, Refresh: refresh, Timeout: 90 * time.Second, Note: a.Note, Clock: a.clock}
+	for _, n := range a.w.nodes {
+		c.Nodes = append(c.Nodes, asked{n, a})
+	}
+	return revoke.Run(ctx, c)
 }
 
 // Do implements keychange.Trail.
@@ -295,15 +388,30 @@ func (a *administrator) Do(ctx context.Context, _, _, _ string, change func(cont
 	if err := sleep(ctx, a.queues); err != nil {
 		return err
 	}
+	a.in(func() { a.w.changing++ })
 	_, err := change(ctx)
+	a.in(func() { a.w.changing-- })
 	return err
 }
 
 // Confirm implements keychange.Asker.
-func (a *administrator) Confirm(ctx context.Context) error { return sleep(ctx, a.thinks) }
+func (a *administrator) Confirm(ctx context.Context) error {
+	err := sleep(ctx, a.thinks/2)
+	a.in(func() {
+		// What happens between the last look and the token's answer is for no kekctl
+		// to know.
+		if a.meanwhile != nil && a.w.changing == 0 {
+			a.meanwhile()
+		}
+	})
+	if err == nil {
+		err = sleep(ctx, a.thinks/2)
+	}
+	return err
+}
 
 // Repeat implements keychange.Asker.
-func (a *administrator) Repeat(ctx context.Context, _ string) error { return sleep(ctx, a.thinks) }
+func (a *administrator) Repeat(ctx context.Context, _ string) error { return a.Confirm(ctx) }
 
 // Note implements keychange.Asker.
 func (a *administrator) Note(string) {}
@@ -351,7 +459,7 @@ func (s asked) Ask(context.Context) (status *httpapi.Status, ahead, uncertainty 
 		n.look(now)
 		status = &httpapi.Status{
 			Time: now.Add(n.ahead), Node: strings.Repeat(n.name, 32), Version: version.Info{Version: "v1.2.3"}, Refresh: httpapi.Duration(refresh),
-			UseRecorded: s.a.w.begun.Add(n.ahead - 24*time.Hour), RingProblem: n.problem,
+			UseRecorded: n.recorded.Add(n.ahead), RingProblem: n.problem,
 		}
 		if n.current.ID != "" {
 			status.Health.KeyID = n.current.KeyID()
@@ -390,8 +498,8 @@ func (s askedServer) KeyInUse(context.Context) (use cluster.KeyUse, err error) {
 		if s.s.asks {
 			s.s.poll(time.Now())
 		}
-		if s.s.node.current.ID == "" {
-			use.Problem = "kms-provider-0: the plugin has no key"
+		if s.s.stuck || s.s.node.current.ID == "" {
+			use.Problem = "kms-provider-0: the plugin does not answer"
 		}
 		if s.s.status.ID != "" {
 			use.Providers = []cluster.ProviderUse{{Name: "kekd", Status: kek.KeyIDHash(s.s.status.KeyID()), StatusTime: s.s.polled}}
