@@ -90,8 +90,8 @@ type history struct {
 
 // events are what a step is drawn from; what is named twice happens twice as often.
 var events = []string{
-	"create", "commands", "commands", "commands", "retire", "retire", "retire", "withdraw", "withdraw", "goodbye", "goodbye", "wait", "wait", "days",
-	"clock", "cut", "silent", "server", "stuck", "stuck", "wipe", "etcd", "heal", "heal", "rewrap", "revoke", "write",
+	"create", "commands", "commands", "retire", "retire", "retire", "straggle", "straggle", "withdraw", "withdraw", "goodbye", "goodbye", "wait", "days",
+	"harm", "harm", "harm", "harm", "etcd", "heal", "heal", "rewrap", "revoke", "write",
 }
 
 // step is one event of a history.
@@ -103,23 +103,37 @@ func (h *history) step(ctx context.Context) {
 	case "create":
 		h.create(ctx, newkey.Delayed(between(rt, 0, 5*time.Minute, "activates in"), true, 0))
 	case "retire": // a key takes over, and somebody is in a hurry to get rid of the old one
+		h.mayHeal()
 		h.create(ctx, newkey.AtOnce(0))
 		h.sleep(0, 3*time.Minute)
 		if rapid.IntRange(0, 3).Draw(rt, "rewrapped") > 0 {
 			rewrap(w)
 		}
-		h.commands(ctx, 1)
-	case "withdraw": // a key is cancelled late
+		h.commands(ctx, 1, keychange.Disable)
+	case "straggle": // the same, while an API server does not hear of the new key
+		h.mayHeal()
+		s.stuck = true
+		w.note("%s cannot call its plugin", s.name)
+		h.create(ctx, newkey.AtOnce(0))
+		h.sleep(80*time.Second, 2*time.Minute)
+		rewrap(w)
+		h.commands(ctx, 1, keychange.Disable)
+	case "withdraw": // a key is cancelled late, and a node may be ahead
+		h.mayHeal()
+		if rapid.Bool().Draw(rt, "a node is ahead") {
+			n.ahead = between(rt, 0, 3*time.Minute, "ahead")
+			w.note("the clock of %s is %v ahead", n.name, n.ahead)
+		}
 		h.create(ctx, newkey.Delayed(between(rt, 16*time.Second, 4*time.Minute, "activates in"), true, 0))
-		h.commands(ctx, 0)
-	case "goodbye": // a key's whole way out
+		h.commands(ctx, 0, keychange.Cancel)
+	case "goodbye": // a key's whole way out; somebody may want it back
 		w.heal()
 		h.create(ctx, newkey.AtOnce(0))
 		h.sleep(90*time.Second, 5*time.Minute)
 		rewrap(w)
-		h.commands(ctx, 1, keychange.Destroy)
+		h.commands(ctx, 1, rapid.SampledFrom([][]keychange.Verb{{keychange.Destroy}, {keychange.Destroy, keychange.Disable}}).Draw(rt, "out")...)
 		h.sleep(72*time.Hour, 100*time.Hour)
-		h.commands(ctx, 1, keychange.Purge)
+		h.commands(ctx, 1, rapid.SampledFrom([][]keychange.Verb{{keychange.Purge}, {keychange.Purge, keychange.Restore}}).Draw(rt, "gone")...)
 	case "commands":
 		h.commands(ctx, rapid.SampledFrom([]int{0, 0, 1, 1, 1, 2, 3, 5}).Draw(rt, "key"))
 	case "wait":
@@ -166,6 +180,13 @@ func (h *history) harm(n *node, s *server) {
 	}
 }
 
+// mayHeal puts everything right, or not.
+func (h *history) mayHeal() {
+	if rapid.Bool().Draw(h.rt, "all is well before") {
+		h.heal()
+	}
+}
+
 func (w *world) heal() {
 	for i, n := range w.nodes {
 		n.ahead, n.cut, n.silent = 0, false, false
@@ -184,10 +205,14 @@ func (h *history) sleep(from, to time.Duration) {
 // administrator draws one who works on a node.
 func (h *history) administrator() *administrator {
 	rt := h.rt
-	return &administrator{
+	a := &administrator{
 		w: h.world, last: h.last, node: h.nodes[rapid.IntRange(0, 2).Draw(rt, "on")],
 		thinks: between(rt, 0, 90*time.Second, "thinks"), queues: between(rt, 0, 15*time.Second, "queues"), works: between(rt, 0, 40*time.Second, "works"),
 	}
+	if rapid.Bool().Draw(rt, "in a hurry") {
+		a.thinks, a.queues = 0, 0
+	}
+	return a
 }
 
 // create has an administrator make a key.
@@ -197,20 +222,25 @@ func (h *history) create(ctx context.Context, plan newkey.Plan) {
 	}
 }
 
-// rewrap has an API server that can write bring every object under its key.
+// rewrap has the API server that writes under the newest key bring every object under it.
 func rewrap(w *world) {
+	var newest *server
 	for _, s := range w.servers {
-		if s.adopt(time.Now()); s.seed.ID == "" || s.seed.ID != s.status.ID || time.Since(s.polled) > keeps {
-			continue
+		s.adopt(time.Now())
+		able := !s.stuck && s.seed.ID != "" && s.seed.ID == s.status.ID && time.Since(s.valid) <= keeps
+		if able && (newest == nil || s.seed.Activation.After(newest.seed.Activation)) {
+			newest = s
 		}
-		for i, o := range w.objects {
-			if j := w.at(o.key); j >= 0 && w.keys[j].Attributes.Label == ringLabel {
-				w.objects[i] = object{s.seed.ID, s.name, time.Now()}
-			}
-		}
-		w.note("every object is under %s", s.seed.ID)
+	}
+	if newest == nil {
 		return
 	}
+	for i, o := range w.objects {
+		if j := w.at(o.key); j >= 0 && w.keys[j].Attributes.Label == ringLabel {
+			w.objects[i] = object{newest.seed.ID, newest.name, time.Now()}
+		}
+	}
+	w.note("every object is under %s", newest.seed.ID)
 }
 
 // revoke gives a key up: a compromise leaves no choice. A success means that every node
@@ -256,16 +286,16 @@ func (h *history) meanwhile(id kek.ID) func() {
 }
 
 // commands has one or two administrators change keys, both at once, while the API
-// servers write. The first changes the key so many before the newest, by this verb if
-// one is given.
+// servers write. The first changes the key so many before the newest. Each takes his
+// verb, if one is given; else it is drawn.
 func (h *history) commands(ctx context.Context, key int, verbs ...keychange.Verb) {
 	w, rt := h.world, h.rt
 	if len(w.keys) == 0 {
 		return
 	}
 	var work sync.WaitGroup
-	for i := range rapid.IntRange(1, 2).Draw(rt, "administrators") {
-		if i > 0 && rapid.Bool().Draw(rt, "another key") {
+	for i := range max(len(verbs), rapid.IntRange(1, 2).Draw(rt, "administrators")) {
+		if i >= max(1, len(verbs)) && rapid.Bool().Draw(rt, "another key") {
 			key++
 		}
 		a := h.administrator()
@@ -278,8 +308,8 @@ func (h *history) commands(ctx context.Context, key int, verbs ...keychange.Verb
 			Force: rapid.IntRange(0, 19).Draw(rt, "force") == 19,
 			Wait:  between(rt, 0, 5*time.Minute, "waits"),
 		}
-		if c.Verb = verb(rt, target, a); i == 0 && len(verbs) > 0 {
-			c.Verb = verbs[0]
+		if c.Verb = verb(rt, target, a); i < len(verbs) {
+			c.Verb = verbs[i]
 		}
 		if rapid.Bool().Draw(rt, "at once") {
 			c.Wait = 0

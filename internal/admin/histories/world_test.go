@@ -130,6 +130,8 @@ type server struct {
 	// seed is the key of the seed that it writes under, which follows after adopts.
 	seed   kek.Info
 	adopts time.Duration
+	// valid is when the plugin named the seed's key last: the seed expires after that.
+	valid time.Time
 	// changed is when the plugin named another key.
 	changed time.Time
 }
@@ -144,12 +146,15 @@ func (s *server) poll(at time.Time) {
 	}
 	s.status, s.polled = s.node.current, at
 	s.adopt(at)
+	if s.seed.ID == s.status.ID {
+		s.valid = at
+	}
 }
 
 // adopt has the server write under the key that it was told of a while ago.
 func (s *server) adopt(at time.Time) {
-	if at.Sub(s.changed) >= s.adopts || s.seed.ID == "" {
-		s.seed = s.status
+	if s.seed.ID != s.status.ID && (at.Sub(s.changed) >= s.adopts || s.seed.ID == "") {
+		s.seed, s.valid = s.status, at
 	}
 }
 
@@ -157,7 +162,7 @@ func (s *server) adopt(at time.Time) {
 func (s *server) write() {
 	now := time.Now()
 	s.adopt(now)
-	if s.seed.ID == "" || now.Sub(s.polled) > keeps {
+	if s.seed.ID == "" || now.Sub(s.valid) > keeps {
 		return
 	}
 	s.w.objects = append(s.w.objects, object{s.seed.ID, s.name, now})
