@@ -39,7 +39,14 @@ type table struct {
 	spare []key
 	// under are values of Secrets as etcd had them, by key_id.
 	under map[string][]byte
-	rows  []string
+	rows  []row
+}
+
+// row is an outcome that commands share.
+type row struct {
+	witness, condition string
+	commands           []string
+	outcome            string
 }
 
 var conditions = []condition{
@@ -144,11 +151,20 @@ func TestWitnesses(t *testing.T) {
 		}
 		undo := c.set(t, b)
 		for command := range strings.FieldsSeq(c.made) {
-			b.cell(t, c, command, made)
+			b.cells(t, c, made, command)
 		}
+		// What is refused changes nothing, so it runs side by side, but for what shows a
+		// key to others in another state than theirs.
+		var own, others []string
 		for command := range strings.FieldsSeq(c.refused) {
-			b.cell(t, c, command, refused)
+			if command == "cancel" || command == "purge" {
+				own = append(own, command)
+			} else {
+				others = append(others, command)
+			}
 		}
+		b.cells(t, c, refused, own...)
+		b.cells(t, c, refused, others...)
 		undo()
 	}
 	b.requireReadable(t)
@@ -173,69 +189,92 @@ func (b *table) keep(t *testing.T, name string) {
 	b.under[keyID] = resp.Kvs[0].Value
 }
 
-// cell runs one command and notes its outcome.
-func (b *table) cell(t *testing.T, c condition, command, want string) {
+// cells runs commands at the same time and notes their outcomes.
+func (b *table) cells(t *testing.T, c condition, want string, commands ...string) {
 	t.Helper()
-	run := b.attempt(t, command)
-	got := made
-	if run.code != 0 {
-		got = refused + ": " + b.reason(run)
+	var runs []*command
+	var afters []func(*command)
+	var all [][]string
+	for _, command := range commands {
+		args, after := b.prepare(t, command)
+		all, afters = append(all, args), append(afters, after)
 	}
-	if !strings.HasPrefix(got, want) || run.code > 1 {
-		t.Errorf("%s, %s: %s is %s, want %s\n%v", c.witness, c.name, command, got, want, run)
+	for _, args := range all {
+		runs = append(runs, b.nodes[0].start(t, append(args, "--yes")...))
 	}
-	if got == refused+": " {
-		t.Errorf("%s, %s: %s names no reason: %v", c.witness, c.name, command, run)
+	for i, run := range runs {
+		run.wait(t)
+		got := made
+		if run.code != 0 {
+			got = refused + ", names " + b.reason(run)
+		}
+		if !strings.HasPrefix(got, want) || run.code > 1 {
+			t.Errorf("%s, %s: %s is %s, want %s\n%v", c.witness, c.name, commands[i], got, want, run)
+		}
+		if got == refused+", names " {
+			t.Errorf("%s, %s: %s names no witness: %v", c.witness, c.name, commands[i], run)
+		}
+		b.note(c, commands[i], got)
+		afters[i](run)
 	}
-	b.rows = append(b.rows, fmt.Sprintf("| %s | %s | %s | %s |", c.witness, c.name, command, got))
 }
 
-// attempt runs a command on the first node, on a key that it is for, and puts the key
-// right again.
-func (b *table) attempt(t *testing.T, what string) *command {
+func (b *table) note(c condition, command, outcome string) {
+	for i, r := range b.rows {
+		if r.witness == c.witness && r.condition == c.name && r.outcome == outcome {
+			b.rows[i].commands = append(r.commands, command)
+			return
+		}
+	}
+	b.rows = append(b.rows, row{c.witness, c.name, []string{command}, outcome})
+}
+
+// prepare makes a command for the first node, with a key that it is for. What it returns
+// puts the key right after it.
+func (b *table) prepare(t *testing.T, what string) (args []string, after func(*command)) {
 	t.Helper()
 	by, other := b.nodes[0], b.nodes[1]
 	spare := b.spare[len(b.spare)-1]
 	switch what {
 	case "cancel":
 		k := b.pending(t)
-		c := by.try(t, "key", "cancel", k, "--yes")
-		if stateOnToken(t, b.token, k) != "gone" {
-			onToken(t, b.token, tokenRequest{Op: "destroy", ID: k})
+		return []string{"key", "cancel", k}, func(*command) {
+			if stateOnToken(t, b.token, k) != "gone" {
+				onToken(t, b.token, tokenRequest{Op: "destroy", ID: k})
+			}
 		}
-		return c
 	case "purge":
 		b.relabel(t, spare.ID, due())
-		c := by.try(t, "key", "purge", spare.ID, "--yes")
-		if stateOnToken(t, b.token, spare.ID) == "gone" {
-			b.spare = b.spare[:len(b.spare)-1]
-			b.giveUp(spare.KeyID) // no object is under it, but values of this test are
-			return c
+		return []string{"key", "purge", spare.ID}, func(*command) {
+			if stateOnToken(t, b.token, spare.ID) == "gone" {
+				b.spare = b.spare[:len(b.spare)-1]
+				b.giveUp(spare.KeyID) // no object is under it, but values of this test are
+				return
+			}
+			b.relabel(t, spare.ID, ring)
 		}
-		b.relabel(t, spare.ID, ring)
-		return c
 	case "disable", "destroy":
-		args := []string{"key", what, spare.ID, "--yes"}
+		args, back := []string{"key", "disable", spare.ID}, "enable"
 		if what == "destroy" {
-			args = append(args, "--after", "30d")
+			args, back = []string{"key", "destroy", spare.ID, "--after", "30d"}, "restore"
 		}
-		c := by.try(t, args...)
-		if c.code == 0 {
-			by.must(t, "key", map[string]string{"disable": "enable", "destroy": "restore"}[what], spare.ID, "--yes")
+		return args, func(c *command) {
+			if c.code == 0 {
+				by.must(t, "key", back, spare.ID, "--yes")
+			}
 		}
-		return c
 	case "revoke":
 		k := other.primary(t)
-		c := by.try(t, "revoke", k.ID, "--yes")
-		if c.code == 0 {
-			b.giveUp(k.KeyID)
-			by.must(t, "key", "enable", k.ID, "--yes")
+		return []string{"revoke", k.ID}, func(c *command) {
+			if c.code == 0 {
+				b.giveUp(k.KeyID)
+				by.must(t, "key", "enable", k.ID, "--yes")
+			}
 		}
-		return c
 	case "rotate":
-		return by.try(t, "rotate", "--yes", "--activate-in", "5s", "--method", "update")
+		return []string{"rotate", "--activate-in", "5s", "--method", "update"}, func(*command) {}
 	}
-	return by.try(t, what, "--yes", "--method", "update")
+	return []string{what, "--method", "update"}, func(*command) {}
 }
 
 // pending puts a key on the token that activates in twenty minutes, and waits until
@@ -264,63 +303,54 @@ func (b *table) pending(t *testing.T) string {
 
 var (
 	finding = regexp.MustCompile(`(?m)^\s+(token|nodes?|apiservers?|etcd)[^:]*(?:://[^ ]+|:\d+)?: (used|unknown): `)
-	failure = regexp.MustCompile(`(?m)^kekctl: error: (.*)$`)
+	// failure is all that follows, since a list may.
+	failure = regexp.MustCompile(`(?s)kekctl: error: .*`)
+	// unreachable is where etcd is not.
+	unreachable = regexp.MustCompile(`127\.0\.0\.1:1\b`)
+	hsm         = regexp.MustCompile(`(?i)PKCS#11|token|HSM`)
 )
 
 // reason is who speaks against a command; of a command without witnesses, who the error
 // names.
 func (b *table) reason(c *command) string {
-	var names []string
 	said := c.stderr.String()
-	for _, m := range finding.FindAllStringSubmatch(said, -1) {
-		if name := m[1] + " " + m[2]; len(names) == 0 || names[len(names)-1] != name {
-			names = append(names, name)
-		}
+	if m := finding.FindStringSubmatch(said); m != nil {
+		return m[1] + " (" + m[2] + ")"
 	}
-	if len(names) > 0 {
-		return names[0]
+	text := failure.FindString(said)
+	if unreachable.MatchString(text) {
+		return "etcd"
 	}
-	m := failure.FindStringSubmatch(said)
-	switch {
-	case m == nil:
-		return ""
-	case strings.Contains(said, "127.0.0.1:1") && !strings.Contains(said, "127.0.0.1:1:"):
-		return "names etcd"
-	}
-	for i, n := range b.nodes {
+	for _, n := range b.nodes {
 		switch {
-		case strings.Contains(m[1], strings.TrimPrefix(n.kekd.URL, "http://")):
-			return fmt.Sprintf("names node %d", i)
-		case strings.Contains(m[1], strings.TrimPrefix(n.apiserver.URL, "https://")):
-			return fmt.Sprintf("names API server %d", i)
+		case strings.Contains(text, strings.TrimPrefix(n.kekd.URL, "http://")):
+			return "node"
+		case strings.Contains(text, strings.TrimPrefix(n.apiserver.URL, "https://")):
+			return "apiserver"
 		}
 	}
-	text := regexp.MustCompile(`[0-9a-f]{8,}|\d+`).ReplaceAllString(m[1], "N")
-	return strings.ReplaceAll(text[:min(len(text), 80)], "|", "/")
+	if hsm.MatchString(text) {
+		return "token"
+	}
+	return ""
 }
 
 // page compares the table with what docs show, or writes it.
 func (b *table) page(t *testing.T) {
 	t.Helper()
-	text := `# What every command does when a witness fails
-
-Generated by ` + "`make chaos`" + ` with KEKD_UPDATE_DOCS=1: kekctl over two kekds, two kube-apiservers,
-etcd and one token, all real. ` + "`refused`" + ` is exit code 1, and the key is as before; behind it is
-the first witness that kekctl names. After the last row every Secret and every value reads back.
-
-| witness | condition | command | outcome |
-| --- | --- | --- | --- |
-` + strings.Join(b.rows, "\n") + "\n"
+	text := "| witness | condition | command | outcome |\n| --- | --- | --- | --- |\n"
+	for _, r := range b.rows {
+		text += fmt.Sprintf("| %s | %s | %s | %s |\n", r.witness, r.condition, strings.Join(r.commands, ", "), r.outcome)
+	}
 	if flags.update {
-		if t.Failed() {
-			return
-		}
-		if err := os.WriteFile(witnessPage, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
+		if !t.Failed() {
+			if err := harness.UpdatePage(witnessPage, "seen", text); err != nil {
+				t.Fatal(err)
+			}
 		}
 		return
 	}
-	if had, err := os.ReadFile(witnessPage); err != nil || string(had) != text {
+	if had, err := os.ReadFile(witnessPage); err != nil || !strings.Contains(string(had), text) {
 		t.Errorf("%s differs from this run (%v); KEKD_UPDATE_DOCS=1 make chaos writes it:\n%s", witnessPage, err, text)
 	}
 }
