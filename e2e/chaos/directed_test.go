@@ -28,6 +28,7 @@ func TestDirected(t *testing.T) {
 			{"a key is restored before its purge goes on", testRestoredBeforePurge},
 			{"yes is typed after the activation", testYesAfterActivation},
 			{"the audit trail is locked until after the activation", testAuditLockedOverActivation},
+			{"a node a few seconds ahead uses the key that is cancelled", testCancelNodeSecondsAhead},
 		},
 		"clocks": {
 			{"failed creates", testFailedCreates},
@@ -233,15 +234,15 @@ func testRestoredBeforePurge(t *testing.T, w *world) {
 }
 
 // overActivation makes a key, has a cancellation of it begin in time, and lets go of it
-// when every node encrypts under the key.
-func (w *world) overActivation(t *testing.T, begin func(fresh key) (cancel *command, letGo func())) {
+// when these nodes encrypt under the key.
+func (w *world) overActivation(t *testing.T, users []*node, begin func(fresh key) (cancel *command, letGo func())) {
 	t.Helper()
-	fresh := w.nodes[0].create(t, "--activate-in", "13s")
+	fresh := w.nodes[0].create(t, "--activate-in", "18s")
 	for _, n := range w.nodes {
 		n.awaitState(t, fresh.KeyID, "pending")
 	}
 	cancel, letGo := begin(fresh)
-	for _, n := range w.nodes {
+	for _, n := range users {
 		w.awaitKey(t, n, fresh.KeyID)
 	}
 	letGo()
@@ -250,7 +251,7 @@ func (w *world) overActivation(t *testing.T, begin func(fresh key) (cancel *comm
 
 // testYesAfterActivation: the prompt stands while the key activates.
 func testYesAfterActivation(t *testing.T, w *world) {
-	w.overActivation(t, func(fresh key) (*command, func()) {
+	w.overActivation(t, w.nodes, func(fresh key) (*command, func()) {
 		keyboard, input := terminal(t)
 		c := w.nodes[0].startWith(t, input, "key", "cancel", fresh.ID)
 		c.awaitText(t, "[y/N]")
@@ -265,12 +266,25 @@ func testYesAfterActivation(t *testing.T, w *world) {
 // testAuditLockedOverActivation: another kekctl holds the audit trail while the key
 // activates.
 func testAuditLockedOverActivation(t *testing.T, w *world) {
-	w.overActivation(t, func(fresh key) (*command, func()) {
+	w.overActivation(t, w.nodes, w.cancelWithoutTurn(t))
+}
+
+// cancelWithoutTurn has a cancellation wait for its turn.
+func (w *world) cancelWithoutTurn(t *testing.T) func(key) (*command, func()) {
+	return func(fresh key) (*command, func()) {
 		free := w.nodes[0].holdTurn(t)
 		c := w.nodes[0].start(t, "key", "cancel", fresh.ID, "--yes")
 		c.awaitText(t, "emoves the pending key", fresh.ID)
 		return c, free
-	})
+	}
+}
+
+// testCancelNodeSecondsAhead: one node is five seconds ahead and uses the key before
+// kekctl takes it for active.
+func testCancelNodeSecondsAhead(t *testing.T, w *world) {
+	ahead := w.nodes[2]
+	ahead.kekd.JumpClock(t, 5*time.Second)
+	w.overActivation(t, []*node{ahead}, w.cancelWithoutTurn(t))
 }
 
 // testCancelNodeAhead: one node is three minutes ahead and uses the key at once.
