@@ -34,9 +34,11 @@ const (
 	kekctlWithin = 3 * time.Minute
 )
 
-// TestOneNode runs its cases on one cluster, since a start of kube-apiserver is the
-// dearest part. Every case makes its own objects.
+// TestOneNode runs its cases on one cluster, since a start of kube-apiserver is
+// expensive. Every case makes its own objects. Most of the time goes into waits until no
+// witness can be behind, so the clusters of both tests run at the same time.
 func TestOneNode(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1)
 	c.run(t, []testCase{
 		{"the whole journey under load", testWholeJourney},
@@ -52,6 +54,7 @@ func TestOneNode(t *testing.T) {
 
 // TestTwoNodes: two kube-apiservers with a kekd each on one etcd and one token.
 func TestTwoNodes(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 2)
 	c.run(t, []testCase{
 		{"clocks two seconds apart", testClocksApart},
