@@ -2,6 +2,7 @@ package hsm_test
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 
@@ -34,10 +35,7 @@ func TestOtherLabels(t *testing.T) {
 	r.edit(t, func(token *hsmtest.FakeToken) {
 		key := token.Objects[0]
 		for i := range wire.MaxLabels + 5 {
-			twin := &hsmtest.FakeObject{Handle: uint(1000 + i), Value: key.Value, Attributes: map[uint][]byte{}}
-			for k, v := range key.Attributes {
-				twin.Attributes[k] = v
-			}
+			twin := &hsmtest.FakeObject{Handle: uint(1000 + i), Value: key.Value, Attributes: maps.Clone(key.Attributes)}
 			label := fmt.Sprintf("A%02d", i)
 			if i == 0 {
 				label = "A00\x1b[31m" + strings.Repeat("x", 200)

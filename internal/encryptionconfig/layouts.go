@@ -25,7 +25,7 @@ const (
 
 // credFile is where k3s and RKE2 write an EncryptionConfiguration of their own, below
 // their data directory.
-const credFile = "server/cred/encryption-config.json"
+const credFile = "server/cred/encryption-config.json" //nolint:gosec // G101: the name of a file
 
 // distribution is what k3s and RKE2 have in common: a configuration file whose lists of
 // arguments go on to Kubernetes' programs.

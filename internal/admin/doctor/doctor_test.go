@@ -77,7 +77,7 @@ keyRing: {label: ring}
 		Open: func(_ config.Config, latch hsm.LatchStore, _ hsm.PINSource) (doctor.Token, error) {
 			// As package hsm does: no login while a refusal could not be remembered.
 			if err := latch.Writable(); err != nil {
-				return &fakeToken{pinErr: err}, nil
+				return &fakeToken{pinErr: err}, nil //nolint:nilerr // it comes with Info
 			}
 			return n.token, nil
 		},
