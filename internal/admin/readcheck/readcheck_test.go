@@ -33,10 +33,15 @@ func (s objects) Visit(_ context.Context, _ inventory.Options, visit func(invent
 	return inventory.Pass{}, nil
 }
 
-// Object finds all but what was deleted.
-func (s objects) Object(_ context.Context, key string) (inventory.Object, bool, error) {
-	i := slices.IndexFunc(s, func(o inventory.Object) bool { return o.Key == key })
-	return s[i], key != "/registry/secrets/ns/deleted", nil
+// Read finds all but what was deleted.
+func (s objects) Read(_ context.Context, keys []string) (map[string]inventory.Object, error) {
+	found := map[string]inventory.Object{}
+	for _, o := range s {
+		if slices.Contains(keys, o.Key) && o.Key != "/registry/secrets/ns/deleted" {
+			found[o.Key] = o
+		}
+	}
+	return found, nil
 }
 
 var secrets = schema.GroupVersionResource{Version: "v1", Resource: "secrets"}
