@@ -54,7 +54,7 @@ func run(ctx context.Context, rt *rapid.T, made map[keychange.Verb]int) {
 	for i := range 3 {
 		n := &node{w: w, name: string(rune('a' + i)), lastUsed: map[kek.ID]time.Time{}, recorded: time.Now().Add(-24 * time.Hour)}
 		w.nodes = append(w.nodes, n)
-		w.servers = append(w.servers, &server{w: w, node: n, name: "apiserver " + n.name, asks: rapid.Bool().Draw(rt, "asks"), adopts: between(rt, 0, 30*time.Second, "adopts")})
+		w.servers = append(w.servers, &server{w: w, node: n, name: "apiserver " + n.name, asks: rapid.Bool().Draw(rt, "asks"), adopts: between(rt, 0, 19*time.Second, "adopts")})
 	}
 	first, err := kek.NewID(time.Now(), rand.Reader)
 	if err != nil {
@@ -110,6 +110,9 @@ func (h *history) step(ctx context.Context) {
 			rewrap(w)
 		}
 		h.commands(ctx, 1, keychange.Disable)
+		if rapid.Bool().Draw(rt, "by mistake") {
+			h.commands(ctx, 1, keychange.Enable)
+		}
 	case "straggle": // the same, while an API server does not hear of the new key
 		h.mayHeal()
 		s.stuck = true

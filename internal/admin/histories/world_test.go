@@ -127,7 +127,8 @@ type server struct {
 	// status is the key that the plugin named last, and polled when.
 	status kek.Info
 	polled time.Time
-	// seed is the key of the seed that it writes under, which follows after adopts.
+	// seed is the key of the seed that it writes under, which follows after adopts: as
+	// long as a write under the old one may be on its way.
 	seed   kek.Info
 	adopts time.Duration
 	// valid is when the plugin named the seed's key last: the seed expires after that.
@@ -142,6 +143,7 @@ func (s *server) poll(at time.Time) {
 	}
 	s.node.use(at)
 	if s.status.ID != s.node.current.ID {
+		s.adopt(at) // what it was told before
 		s.changed = at
 	}
 	s.status, s.polled = s.node.current, at
