@@ -90,7 +90,7 @@ type history struct {
 
 // events are what a step is drawn from; what is named twice happens twice as often.
 var events = []string{
-	"create", "commands", "commands", "retire", "retire", "retire", "straggle", "straggle", "withdraw", "withdraw", "goodbye", "goodbye", "wait", "days",
+	"create", "commands", "commands", "retire", "retire", "retire", "hurry", "hurry", "straggle", "straggle", "withdraw", "withdraw", "goodbye", "goodbye", "wait", "days",
 	"harm", "harm", "harm", "harm", "etcd", "heal", "heal", "rewrap", "revoke", "write",
 }
 
@@ -113,6 +113,12 @@ func (h *history) step(ctx context.Context) {
 		if rapid.Bool().Draw(rt, "by mistake") {
 			h.commands(ctx, 1, keychange.Enable)
 		}
+	case "hurry": // the same as soon as every API server has heard of the new key
+		w.heal()
+		h.create(ctx, newkey.AtOnce(0))
+		h.sleep(50*time.Second, 70*time.Second)
+		rewrap(w)
+		h.commands(ctx, 1, keychange.Disable)
 	case "straggle": // the same, while an API server does not hear of the new key
 		h.mayHeal()
 		s.stuck = true
