@@ -154,8 +154,9 @@ func (s *server) poll(at time.Time) {
 }
 
 // adopt has the server write under the key that it was told of a while ago.
+// Once it could not ask for longer than usual, no write is on its way.
 func (s *server) adopt(at time.Time) {
-	if s.seed.ID != s.status.ID && (at.Sub(s.changed) >= s.adopts || s.seed.ID == "") {
+	if s.seed.ID != s.status.ID && (at.Sub(s.changed) >= s.adopts || s.changed.Sub(s.valid) > poll || s.seed.ID == "") {
 		s.seed, s.valid = s.status, at
 	}
 }
