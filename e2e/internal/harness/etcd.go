@@ -20,10 +20,10 @@ type Etcd struct {
 	health  string // URL
 }
 
-// StartEtcd starts an empty store and waits until it serves.
-func StartEtcd(tb testing.TB) *Etcd {
+// StartEtcd starts an empty store, with further flags, and waits until it serves.
+func StartEtcd(tb testing.TB, args ...string) *Etcd {
 	tb.Helper()
-	return startEtcd(tb, "http://")
+	return startEtcd(tb, "http://", args...)
 }
 
 // StartSecureEtcd is StartEtcd with TLS and client certificates, as kubeadm sets
