@@ -38,7 +38,7 @@ type cluster struct {
 	kubeFlags []string
 }
 
-func newCluster(t *testing.T) *cluster {
+func newCluster(t testing.TB) *cluster {
 	t.Helper()
 	etcd := harness.StartEtcd(t)
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{etcd.Endpoint}, DialTimeout: 10 * time.Second})
@@ -70,7 +70,7 @@ func kms(name, socket string) string {
 }
 
 // encryption writes an EncryptionConfiguration with these providers.
-func (c *cluster) encryption(t *testing.T, providers ...string) string {
+func (c *cluster) encryption(t testing.TB, providers ...string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "encryption.yaml")
 	text := "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n  - resources: [secrets, configmaps]\n    providers:\n"
@@ -84,7 +84,7 @@ func (c *cluster) encryption(t *testing.T, providers ...string) string {
 }
 
 // create makes objects in a namespace, several at a time.
-func (c *cluster) create(t *testing.T, namespace, resource string, n int) {
+func (c *cluster) create(t testing.TB, namespace, resource string, n int) {
 	t.Helper()
 	_, _ = c.kube.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{})
 	names := make(chan string)
@@ -149,7 +149,7 @@ func changed(before, after map[string][]byte) []string {
 	return keys
 }
 
-func (c *cluster) rewrap(t *testing.T, flags ...string) (code int, k *harness.Kekctl) {
+func (c *cluster) rewrap(t testing.TB, flags ...string) (code int, k *harness.Kekctl) {
 	t.Helper()
 	args := slices.Concat([]string{"rewrap", "--yes", "--method", "update", "--rate", "1000"}, c.etcdFlags, flags)
 	k = c.kekd.Kekctl(t, args...)
@@ -161,7 +161,7 @@ func (c *cluster) rewrap(t *testing.T, flags ...string) (code int, k *harness.Ke
 
 // rotateKey makes another key the primary, so that everything is stale, and waits
 // until the good API server has taken it up.
-func (c *cluster) rotateKey(t *testing.T) {
+func (c *cluster) rotateKey(t testing.TB) {
 	t.Helper()
 	k := c.kekd.Kekctl(t, "key", "rotate", "--now", "--yes")
 	if code := k.Wait(t, kekctlWithin); code != 0 {
