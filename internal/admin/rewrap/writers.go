@@ -157,6 +157,7 @@ func (r *run) drawSamples(ctx context.Context, resources []*Resource) error {
 // checkWriters checks every API server with every resource. A resource of which no
 // object can be written stays unchecked.
 func (r *run) checkWriters(ctx context.Context, resources []*Resource) error {
+	defer addSince(&r.result.CheckSeconds, time.Now())
 	if err := r.drawSamples(ctx, resources); err != nil {
 		return err
 	}
@@ -339,6 +340,7 @@ func (r *run) read(ctx context.Context, keys []string) (found map[string]invento
 // updateFirst rewrites an object of a resource that is not checked yet: each API
 // server writes it, and it is read back each time.
 func (r *run) updateFirst(ctx context.Context, o object) (*verdict, error) {
+	defer addSince(&r.result.CheckSeconds, time.Now())
 	_, v, err := r.checkObject(ctx, o, r.APIServers)
 	return v, err
 }
