@@ -192,7 +192,7 @@ watch: deps-watch build bin/kekd-faults.so ## Break kekd under a real Prometheus
 
 .PHONY: gameday
 gameday: deps-gameday build bin/kekd-faults.so ## Break a cluster in the way of each runbook and walk the page's commands (as root; five minutes; KEKD_UPDATE_DOCS=1: into docs/gameday.md)
-	@bin="$$(e2e/kube/build.sh etcd kube-apiserver kubectl)"; cd e2e && CI=true KEKD_KUBE_BIN="$$bin" $(E2E_BINARIES) \
+	@bin="$$(e2e/kube/build.sh etcd etcdctl kube-apiserver kubectl)"; cd e2e && CI=true KEKD_KUBE_BIN="$$bin" $(E2E_BINARIES) \
 	go test -count=1 -timeout=20m -parallel 3 -v ./gameday/... $(FLAGS)
 
 .PHONY: e2e-tracing
