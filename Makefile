@@ -131,7 +131,7 @@ e2e: deps-test build ## Run kekd under a real kube-apiserver and etcd
 	$(BUILD) -tags e2eclock -o bin/e2e/kekd-clock ./cmd/kekd
 	@bin="$$(e2e/kube/build.sh)"; cd e2e && \
 	KEKD_KUBE_BIN="$$bin" KEKD_BIN=$(CURDIR)/bin/kekd KEKCTL_BIN=$(CURDIR)/bin/kekctl KEKD_CLOCK_BIN=$(CURDIR)/bin/e2e/kekd-clock \
-	go test -count=1 -timeout=30m -v -p 1 ./cluster/... ./inventory/... ./portforward/... ./rewrap/... ./rotation/...
+	go test -count=1 -timeout=30m -v -p 1 -parallel 3 ./cluster/... ./inventory/... ./portforward/... ./rewrap/... ./rotation/...
 
 .PHONY: inventory-memory
 inventory-memory: build ## Measure kekctl inventory over 200,000 objects, 2,500 of 500 KB (docs/inventory.md)
@@ -146,6 +146,15 @@ faults: deps-run build bin/kekd-faults.so ## Play every fault of a PKCS#11 modul
 outages: deps-test build bin/kekd-faults.so ## Take away what kekd stands on, one thing after the other (docs/reliability.md)
 	$(BUILD) -tags e2eclock -o bin/e2e/kekd-clock ./cmd/kekd
 	cd e2e && $(E2E_BINARIES) KEKD_CLOCK_BIN=$(CURDIR)/bin/e2e/kekd-clock go test -count=1 -timeout=10m -v ./outages/...
+
+# How long make chaos breaks things at random, and the seed of what it does.
+CHAOS ?= 60s
+SEED  ?=
+.PHONY: chaos
+chaos: deps-test build bin/kekd-faults.so ## Two administrators on three nodes of one token while everything breaks (as root; four minutes; CHAOS=30m SEED=7)
+	$(BUILD) -tags e2eclock -o bin/e2e/kekd-clock ./cmd/kekd
+	@bin="$$(e2e/kube/build.sh etcd kube-apiserver)"; cd e2e && CI=true KEKD_KUBE_BIN="$$bin" $(E2E_BINARIES) KEKD_CLOCK_BIN=$(CURDIR)/bin/e2e/kekd-clock \
+	go test -count=1 -timeout=0 -v ./chaos/... -args -length=$(CHAOS) $(if $(SEED),-seed=$(SEED))
 
 .PHONY: load
 load: deps-test build bin/kekd-faults.so ## Overload, cold start, stampede and a short soak (two minutes)

@@ -4,6 +4,7 @@ package rewrap
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -151,12 +152,42 @@ func changed(before, after map[string][]byte) []string {
 
 func (c *cluster) rewrap(t *testing.T, flags ...string) (code int, k *harness.Kekctl) {
 	t.Helper()
-	args := slices.Concat([]string{"rewrap", "--yes", "--method", "update", "--rate", "1000"}, c.etcdFlags, flags)
+	return c.run(t, slices.Concat([]string{"rewrap", "--yes", "--method", "update", "--rate", "1000"}, c.etcdFlags, flags))
+}
+
+func (c *cluster) rotate(t *testing.T, flags ...string) (code int, k *harness.Kekctl) {
+	t.Helper()
+	return c.run(t, slices.Concat([]string{"rotate", "--yes", "--method", "update", "--activate-in", "12s"}, c.etcdFlags, flags))
+}
+
+// run runs kekctl to its end.
+func (c *cluster) run(t *testing.T, args []string) (code int, k *harness.Kekctl) {
+	t.Helper()
 	k = c.kekd.Kekctl(t, args...)
 	begun := time.Now()
 	code = k.Wait(t, kekctlWithin)
 	t.Logf("kekctl %s: %d after %v\n%s", strings.Join(args, " "), code, time.Since(begun).Round(time.Millisecond), k.Stderr(t))
 	return code, k
+}
+
+// keys are the key_ids of the ring with their states.
+func (c *cluster) keys(t *testing.T) []string {
+	t.Helper()
+	k := c.kekd.Kekctl(t, "key", "list", "-o", "json")
+	if code := k.Wait(t, kekctlWithin); code != 0 {
+		t.Fatalf("kekctl key list ends with %d: %s", code, k.Stderr(t))
+	}
+	var listing struct {
+		Keys []struct{ KeyID, State string }
+	}
+	if err := json.Unmarshal([]byte(k.Stdout(t)), &listing); err != nil {
+		t.Fatalf("%v in %s", err, k.Stdout(t))
+	}
+	var keys []string
+	for _, key := range listing.Keys {
+		keys = append(keys, key.KeyID+" "+key.State)
+	}
+	return keys
 }
 
 // rotateKey makes another key the primary, so that everything is stale, and waits

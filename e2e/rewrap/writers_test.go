@@ -1,6 +1,7 @@
 package rewrap
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -8,7 +9,8 @@ import (
 )
 
 // TestWrongWriters: an API server that does not encrypt with kekd first stops rewrap,
-// and at most one object of each resource is touched for each API server.
+// and rotate before there is a new key. Each touches at most one object of each resource
+// for each API server.
 func TestWrongWriters(t *testing.T) {
 	c := newCluster(t)
 	const each = 40
@@ -16,9 +18,12 @@ func TestWrongWriters(t *testing.T) {
 	c.create(t, "many", "configmaps", each)
 	other := harness.NewKekd(t, harness.NewToken(t), harness.KekdOptions{})
 	other.StartReady(t)
+	sibling := harness.NewSibling(t, c.kekd.Token.View(t), harness.KekdOptions{})
+	sibling.StartReady(t)
 	c.rotateKey(t)
 	old := c.stored(t)
-	own, another := kms(provider, c.kekd.Socket), kms("other", other.Socket)
+	own, another := kms(provider, sibling.Socket), kms("other", other.Socket)
+	nodes := []string{"--node", c.kekd.URL, "--node", sibling.URL}
 	tests := []struct {
 		name      string
 		providers []string
@@ -32,7 +37,6 @@ func TestWrongWriters(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			c.restore(t, old)
 			c.bad.Configure(t, c.encryption(t, tt.providers...))
 			c.bad.StartReady(t)
 			defer c.bad.Stop(t)
@@ -40,21 +44,31 @@ func TestWrongWriters(t *testing.T) {
 			if tt.both {
 				flags, servers = append(c.kubeFlags, "--apiserver", c.good.URL, "--apiserver", c.bad.URL), 2
 			}
-			code, k := c.rewrap(t, flags...)
-			stderr := k.Stderr(t)
-			if code != 1 || !strings.Contains(stderr, c.bad.URL+" writes secrets "+tt.want) || !strings.Contains(stderr, "writes configmaps "+tt.want) {
-				t.Errorf("kekctl ends with %d, want 1 and %q", code, tt.want)
-			}
-			after := c.stored(t)
-			touched := changed(old, after)
-			t.Logf("touched: %v", touched)
-			if len(touched) > 2*servers {
-				t.Errorf("%d objects were touched, want at most one of each resource and API server", len(touched))
-			}
-			for _, key := range touched {
-				if tt.both && !strings.HasPrefix(string(after[key]), "k8s:enc:kms:v2:"+provider+":") {
-					t.Errorf("%s was not brought back", key)
+			before := c.keys(t)
+			for _, run := range []func() (int, *harness.Kekctl){
+				func() (int, *harness.Kekctl) { return c.rotate(t, append(nodes, flags...)...) },
+				func() (int, *harness.Kekctl) { return c.rewrap(t, flags...) },
+			} {
+				c.restore(t, old)
+				code, k := run()
+				stderr := k.Stderr(t)
+				if code != 1 || !strings.Contains(stderr, c.bad.URL+" writes secrets "+tt.want) || !strings.Contains(stderr, "writes configmaps "+tt.want) {
+					t.Errorf("kekctl ends with %d, want 1 and %q", code, tt.want)
 				}
+				after := c.stored(t)
+				touched := changed(old, after)
+				t.Logf("touched: %v", touched)
+				if len(touched) > 2*servers {
+					t.Errorf("%d objects were touched, want at most one of each resource and API server", len(touched))
+				}
+				for _, key := range touched {
+					if tt.both && !strings.HasPrefix(string(after[key]), "k8s:enc:kms:v2:"+provider+":") {
+						t.Errorf("%s was not brought back", key)
+					}
+				}
+			}
+			if after := c.keys(t); !slices.Equal(after, before) {
+				t.Errorf("the ring is %v, want %v: kekctl rotate created a key", after, before)
 			}
 		})
 	}

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,24 +35,35 @@ const (
 	kekctlWithin = 3 * time.Minute
 )
 
-// TestOneNode runs its cases on one cluster, since a start of kube-apiserver is the
-// dearest part. Every case makes its own objects.
+// TestOneNode runs its cases on one cluster, since a start of kube-apiserver is
+// expensive. Every case makes its own objects. Most of the time goes into waits until no
+// witness can be behind, so the clusters of all tests run at the same time.
 func TestOneNode(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1)
 	c.run(t, []testCase{
 		{"the whole journey under load", testWholeJourney},
 		{"step by step under load, by migration", testMigration},
-		{"interrupted again and again", testInterrupted},
-		{"killed in each step", testInterruptedAtEachStep},
-		{"nothing is begun that cannot be finished", testNothingBegun},
-		{"a key that is needed is not destroyed", testGuards},
 		{"a timer rotates when the primary is due", testIfDue},
 		{"the token is lost and there is no backup", testTokenLost},
 	})
 }
 
+// TestRefusedAndInterrupted: rotations that end early, and changes that are refused.
+func TestRefusedAndInterrupted(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1)
+	c.run(t, []testCase{
+		{"interrupted again and again", testInterrupted},
+		{"killed in each step", testInterruptedAtEachStep},
+		{"nothing is begun that cannot be finished", testNothingBegun},
+		{"a key that is needed is not destroyed", testGuards},
+	})
+}
+
 // TestTwoNodes: two kube-apiservers with a kekd each on one etcd and one token.
 func TestTwoNodes(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 2)
 	c.run(t, []testCase{
 		{"clocks two seconds apart", testClocksApart},
@@ -206,8 +218,13 @@ func (n *node) restart(t *testing.T) {
 // kekctl runs kekctl on the first node to its end and requires the exit code.
 func (c *cluster) kekctl(t *testing.T, want int, args ...string) *harness.Kekctl {
 	t.Helper()
+	start := time.Now()
 	k := c.nodes[0].kekd.Kekctl(t, args...)
-	if code := k.Wait(t, kekctlWithin); code != want {
+	code := k.Wait(t, kekctlWithin)
+	if took := time.Since(start); took > 10*time.Second {
+		t.Logf("kekctl %s took %v", strings.Join(args[:min(2, len(args))], " "), took.Round(100*time.Millisecond))
+	}
+	if code != want {
 		t.Fatalf("kekctl %q ends with %d, want %d\n%s%s", args, code, want, k.Stdout(t), k.Stderr(t))
 	}
 	return k

@@ -67,7 +67,7 @@ func startEtcd(tb testing.TB, scheme string, args ...string) *Etcd {
 func (e *Etcd) Start(tb testing.TB) {
 	tb.Helper()
 	e.service.start(tb)
-	Eventually(tb, 30*time.Second, "etcd serves", func(ctx context.Context) error {
+	Eventually(tb, 2*time.Minute, "etcd serves", func(ctx context.Context) error {
 		if err := e.service.alive(); err != nil {
 			return err
 		}

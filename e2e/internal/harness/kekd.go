@@ -39,6 +39,7 @@ type KekdOptions struct {
 	Audit         string        // audit.onFailure, default no audit trail
 	AllowedUID    int           // the one of socket.allowedUIDs, default the test's own
 	Tracing       string        // the section tracing as YAML on one line, default no traces
+	Cluster       string        // the section cluster as YAML on one line, default none
 }
 
 // Kekd is a daemon on a token. Several on one token are the nodes of a cluster.
@@ -100,6 +101,9 @@ audit:
 {{- end}}
 {{- if .Options.Tracing}}
 tracing: {{.Options.Tracing}}
+{{- end}}
+{{- if .Options.Cluster}}
+cluster: {{.Options.Cluster}}
 {{- end}}
 `))
 

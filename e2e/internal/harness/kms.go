@@ -12,6 +12,7 @@ import (
 // KMS is a client of a daemon's socket, with one connection, which it makes when
 // it is first used and again when it is lost. It is safe for concurrent use.
 type KMS struct {
+	conn   *grpc.ClientConn
 	client kmsapi.KeyManagementServiceClient
 }
 
@@ -30,8 +31,11 @@ func (k *Kekd) KMS(tb testing.TB) *KMS {
 		tb.Fatalf("make a client of kekd: %v", err)
 	}
 	tb.Cleanup(func() { _ = conn.Close() })
-	return &KMS{client: kmsapi.NewKeyManagementServiceClient(conn)}
+	return &KMS{conn: conn, client: kmsapi.NewKeyManagementServiceClient(conn)}
 }
+
+// Close closes the client before the test ends.
+func (c *KMS) Close() { _ = c.conn.Close() }
 
 // Encrypt encrypts. Errors are those of gRPC.
 func (c *KMS) Encrypt(ctx context.Context, plaintext []byte) (Sealed, error) {

@@ -285,7 +285,9 @@ func askEtcd(ctx context.Context, w Witnesses, q Question) Finding {
 		return f
 	}
 	report, err := w.Etcd.Take(ctx, inventory.Options{})
-	f.Witness = "etcd " + w.Etcd.Name() // which it may have found out only now
+	// Only now: where etcd is may be found out when it is asked for the first time, and
+	// a witness that is overruled must have the same name when it is asked again.
+	f.Witness = "etcd " + w.Etcd.Name()
 	if err != nil {
 		f.Detail = "could not be asked: " + text.Of(err)
 		return f

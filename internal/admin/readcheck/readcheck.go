@@ -217,8 +217,9 @@ func (cfg Config) missing(ctx context.Context, o inventory.Object) (outcome, err
 // passing reports whether an error may pass. That an object cannot be decrypted is
 // an internal error like many others, so only its text tells.
 func passing(err error) bool {
-	if strings.Contains(err.Error(), "unable to transform key") {
-		return strings.Contains(err.Error(), "code = Unavailable") || strings.Contains(err.Error(), "code = DeadlineExceeded")
+	text := err.Error()
+	if strings.Contains(text, "not transformable") || strings.Contains(text, "unable to transform key") {
+		return strings.Contains(text, "code = Unavailable") || strings.Contains(text, "code = DeadlineExceeded")
 	}
 	if _, ok := errors.AsType[*apierrors.StatusError](err); !ok {
 		return true // a network

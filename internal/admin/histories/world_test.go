@@ -1,0 +1,429 @@
+package histories
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"kekd/hsm"
+	"kekd/internal/admin/evidence"
+	"kekd/internal/admin/keychange"
+	"kekd/internal/admin/nodes"
+	"kekd/internal/cluster"
+	"kekd/internal/httpapi"
+	"kekd/internal/inventory"
+	"kekd/internal/kek"
+	"kekd/internal/version"
+)
+
+const (
+	ringLabel = "k8s-kek"
+	refresh   = 10 * time.Second
+	// poll is how often kube-apiserver asks for the key_id, and keeps how long it writes
+	// on when nobody answers.
+	poll, keeps = time.Minute, 3 * time.Minute
+)
+
+// world is a token and all who use its keys, in a synctest bubble. Nobody works in it in
+// the background: before anything is looked at, time is made up for.
+type world struct {
+	mu      sync.Mutex
+	keys    []kek.Info
+	nodes   []*node
+	servers []*server
+	// objects are those in etcd: each was acknowledged under its key.
+	objects []object
+	// givenUp are the keys that an administrator has revoked, or forced out of use.
+	givenUp map[kek.ID]bool
+	etcdOff bool
+	lines   []string
+	begun   time.Time
+}
+
+// object is what an API server has written.
+type object struct {
+	key kek.ID
+	by  string
+	at  time.Time
+}
+
+func (w *world) note(format string, args ...any) {
+	w.lines = append(w.lines, fmt.Sprintf("%10s  ", time.Since(w.begun))+fmt.Sprintf(format, args...))
+}
+
+// node is a kekd, with real rotation semantics.
+type node struct {
+	w    *world
+	name string
+	// ahead is how far its clock is ahead of the true one.
+	ahead time.Duration
+	// silent: kekctl cannot ask it. cut: it cannot reach the token.
+	silent, cut bool
+
+	published hsm.Published
+	ring      *kek.Ring
+	read      time.Time // true time, as are all below
+	problem   string
+	current   kek.Info // without an ID: it encrypts nothing
+	lastUsed  map[kek.ID]time.Time
+}
+
+// look is the node's look at the ring, at a moment that may have passed.
+func (n *node) look(at time.Time) {
+	if n.cut {
+		n.use(at)
+		return
+	}
+	ring, err := hsm.BuildRing(ringLabel, n.w.keys, hsm.RingOptions{Now: at.Add(n.ahead), Published: n.published})
+	n.use(at) // what it published until now
+	n.ring, n.read, n.problem = ring, at, ""
+	if k, ok := ring.Lookup(n.current.ID); !ok || !k.State.Decrypts() {
+		n.current = kek.Info{}
+	}
+	primary, ok := ring.Primary()
+	if err != nil || !ok {
+		n.problem = fmt.Sprint(err)
+		return
+	}
+	n.published, _ = n.published.Advance(primary)
+	n.current = primary
+	n.use(at)
+}
+
+func (n *node) use(at time.Time) {
+	if n.current.ID != "" {
+		n.lastUsed[n.current.ID] = at
+	}
+}
+
+// server is the API server of a node.
+type server struct {
+	w      *world
+	node   *node
+	name   string
+	silent bool
+	// asks: it asks the plugin when it is asked for its health.
+	asks bool
+	// status is the key that the plugin named last, and polled when.
+	status kek.Info
+	polled time.Time
+	// seed is the key of the seed that it writes under, which follows after adopts.
+	seed   kek.Info
+	adopts time.Duration
+	// changed is when the plugin named another key.
+	changed time.Time
+}
+
+func (s *server) poll(at time.Time) {
+	if s.node.current.ID == "" {
+		return
+	}
+	s.node.use(at)
+	if s.status.ID != s.node.current.ID {
+		s.changed = at
+	}
+	s.status, s.polled = s.node.current, at
+	s.adopt(at)
+}
+
+// adopt has the server write under the key that it was told of a while ago.
+func (s *server) adopt(at time.Time) {
+	if at.Sub(s.changed) >= s.adopts || s.seed.ID == "" {
+		s.seed = s.status
+	}
+}
+
+// write stores an object, if the server can.
+func (s *server) write() {
+	now := time.Now()
+	s.adopt(now)
+	if s.seed.ID == "" || now.Sub(s.polled) > keeps {
+		return
+	}
+	s.w.objects = append(s.w.objects, object{s.seed.ID, s.name, now})
+}
+
+// catchUp makes up for the time since it was called last. Nodes look every ten seconds,
+// and API servers ask every minute, each at its own second.
+func (w *world) catchUp(last *time.Time) {
+	now := time.Now()
+	from := *last
+	const edge = 10 * time.Minute
+	for at := from.Truncate(time.Second).Add(time.Second); !at.After(now); at = at.Add(time.Second) {
+		if at.Sub(from) > edge && now.Sub(at) > edge {
+			at = now.Add(-edge).Truncate(time.Second) // nothing happens in between
+		}
+		for i, n := range w.nodes {
+			if (at.Unix()+int64(3*i))%10 == 0 {
+				n.look(at)
+			}
+			if s := w.servers[i]; (at.Unix()+int64(17*i))%60 == 0 {
+				s.poll(at)
+			}
+		}
+	}
+	*last = now
+}
+
+// create puts a key on the token that activates later than all others.
+func (w *world) create(in time.Duration) {
+	at := time.Now().Add(in).Truncate(time.Second)
+	for _, k := range w.keys {
+		if !k.Activation.Before(at) {
+			at = k.Activation.Add(time.Second)
+		}
+	}
+	id, err := kek.NewID(at, rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	w.keys = append(w.keys, kek.Info{Ring: ringLabel, ID: id, CheckValue: kek.CheckValue{1, 2, 3}, Activation: at, Attributes: kek.Attributes{Label: ringLabel}})
+	w.note("key %s is created, to activate in %v", id, time.Until(at))
+}
+
+func (w *world) at(id kek.ID) int {
+	return slices.IndexFunc(w.keys, func(k kek.Info) bool { return k.ID == id })
+}
+
+// lost returns an object that nobody can read any more, although nobody gave its key up.
+func (w *world) lost() (object, bool) {
+	for _, o := range w.objects {
+		if i := w.at(o.key); !w.givenUp[o.key] && (i < 0 || w.keys[i].Attributes.Label != ringLabel) {
+			return o, true
+		}
+	}
+	return object{}, false
+}
+
+// administrator runs kekctl on a node's machine, by that machine's clock.
+type administrator struct {
+	w    *world
+	last *time.Time
+	node *node
+	// thinks, queues and works are how long the prompt, the turn and the token take.
+	thinks, queues, works time.Duration
+}
+
+func (a *administrator) clock() time.Time { return time.Now().Add(a.node.ahead) }
+
+// in is a call of somebody, with the world in order.
+func (a *administrator) in(f func()) {
+	a.w.mu.Lock()
+	defer a.w.mu.Unlock()
+	a.w.catchUp(a.last)
+	f()
+}
+
+// Ring implements keychange.Token.
+func (a *administrator) Ring(context.Context) (ring *kek.Ring, err error) {
+	a.in(func() {
+		if a.node.cut {
+			err = kek.ErrUnavailable
+			return
+		}
+		ring, _ = hsm.BuildRing(ringLabel, a.w.keys, hsm.RingOptions{Now: a.clock(), Published: a.node.published})
+	})
+	return ring, err
+}
+
+// change does something to a key that is as it was seen, unless it is too late.
+func (a *administrator) change(ctx context.Context, seen kek.Info, do func(i int)) (err error) {
+	if err := sleep(ctx, a.works); err != nil {
+		return err
+	}
+	a.in(func() {
+		i := a.w.at(seen.ID)
+		switch {
+		case ctx.Err() != nil:
+			err = context.Cause(ctx)
+		case a.node.cut:
+			err = kek.ErrUnavailable
+		case i < 0:
+			err = kek.ErrUnknownKey
+		case a.w.keys[i].Attributes.Label != seen.Attributes.Label:
+			err = kek.ErrChanged
+		default:
+			do(i)
+		}
+	})
+	return err
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// SetUse implements keychange.Token.
+func (a *administrator) SetUse(ctx context.Context, seen kek.Info, use hsm.Use) (kek.Info, error) {
+	err := a.change(ctx, seen, func(i int) { a.w.use(i, use) })
+	return seen, err
+}
+
+func (w *world) use(i int, use hsm.Use) {
+	k := &w.keys[i]
+	k.State, k.DestroyAfter, k.Attributes.Label = 0, time.Time{}, ringLabel
+	switch use {
+	case hsm.Enabled():
+	case hsm.Disabled():
+		k.State, k.Attributes.Label = kek.Disabled, ringLabel+"/disabled"
+	default:
+		day := time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, -2)
+		for use != hsm.DestroyAfter(day) {
+			day = day.AddDate(0, 0, 1)
+		}
+		k.State, k.DestroyAfter, k.Attributes.Label = kek.Scheduled, day, ringLabel+"/destroy-after-"+day.Format(time.DateOnly)
+	}
+}
+
+// Destroy implements keychange.Token.
+func (a *administrator) Destroy(ctx context.Context, seen kek.Info) error {
+	return a.change(ctx, seen, func(i int) { a.w.keys = slices.Delete(a.w.keys, i, i+1) })
+}
+
+// Do implements keychange.Trail.
+func (a *administrator) Do(ctx context.Context, _, _, _ string, change func(context.Context) (string, error)) error {
+	if err := sleep(ctx, a.queues); err != nil {
+		return err
+	}
+	_, err := change(ctx)
+	return err
+}
+
+// Confirm implements keychange.Asker.
+func (a *administrator) Confirm(ctx context.Context) error { return sleep(ctx, a.thinks) }
+
+// Repeat implements keychange.Asker.
+func (a *administrator) Repeat(ctx context.Context, _ string) error { return sleep(ctx, a.thinks) }
+
+// Note implements keychange.Asker.
+func (a *administrator) Note(string) {}
+
+// witnesses are all that there are.
+func (a *administrator) witnesses(context.Context) evidence.Witnesses {
+	e := evidence.Witnesses{Token: a, Etcd: etcd{a}, Refresh: refresh, Clock: a.clock}
+	for i, n := range a.w.nodes {
+		e.Nodes = append(e.Nodes, asked{n, a})
+		e.APIServers = append(e.APIServers, askedServer{a.w.servers[i], a})
+	}
+	return e
+}
+
+// deps are what a change works with.
+func (a *administrator) deps() keychange.Deps {
+	return keychange.Deps{
+		Token: a, Trail: a, Asker: a, Witnesses: a.witnesses,
+		MinDestroyDelay: 24 * time.Hour, TokenTimeout: 90 * time.Second, Clock: a.clock,
+	}
+}
+
+var errSilent = errors.New("no route to host")
+
+// asked is a node as an administrator asks it.
+type asked struct {
+	n *node
+	a *administrator
+}
+
+var _ nodes.Node = asked{}
+
+// Name implements nodes.Node.
+func (s asked) Name() string { return s.n.name }
+
+// Ask implements nodes.Node.
+func (s asked) Ask(context.Context) (status *httpapi.Status, ahead, uncertainty time.Duration, err error) {
+	s.a.in(func() {
+		n := s.n
+		if n.silent {
+			err = errSilent
+			return
+		}
+		now := time.Now()
+		n.look(now)
+		status = &httpapi.Status{
+			Time: now.Add(n.ahead), Node: strings.Repeat(n.name, 32), Version: version.Info{Version: "v1.2.3"}, Refresh: httpapi.Duration(refresh),
+			UseRecorded: s.a.w.begun.Add(n.ahead - 24*time.Hour), RingProblem: n.problem,
+		}
+		if n.current.ID != "" {
+			status.Health.KeyID = n.current.KeyID()
+		}
+		if n.ring != nil {
+			status.KeyRing = httpapi.NewKeyRing(n.ring, n.read.Add(n.ahead))
+			for i := range status.KeyRing.Keys {
+				k := &status.KeyRing.Keys[i]
+				id, _ := kek.ParseID(k.ID)
+				if at, ok := n.lastUsed[id]; ok {
+					k.LastUsed = at.Add(n.ahead)
+				}
+			}
+		}
+		ahead = n.ahead - s.a.node.ahead
+	})
+	return status, ahead, 0, err
+}
+
+// askedServer is an API server as an administrator asks it.
+type askedServer struct {
+	s *server
+	a *administrator
+}
+
+// Name implements evidence.APIServer.
+func (s askedServer) Name() string { return s.s.name }
+
+// KeyInUse implements evidence.APIServer.
+func (s askedServer) KeyInUse(context.Context) (use cluster.KeyUse, err error) {
+	s.a.in(func() {
+		if s.s.silent {
+			err = errSilent
+			return
+		}
+		if s.s.asks {
+			s.s.poll(time.Now())
+		}
+		if s.s.node.current.ID == "" {
+			use.Problem = "kms-provider-0: the plugin has no key"
+		}
+		if s.s.status.ID != "" {
+			use.Providers = []cluster.ProviderUse{{Name: "kekd", Status: kek.KeyIDHash(s.s.status.KeyID()), StatusTime: s.s.polled}}
+		}
+	})
+	return use, err
+}
+
+// etcd is the store as an administrator reads it.
+type etcd struct{ a *administrator }
+
+// Name implements evidence.Etcd.
+func (e etcd) Name() string { return "https://10.0.0.1:2379" }
+
+// Take implements evidence.Etcd.
+func (e etcd) Take(context.Context, inventory.Options) (r *inventory.Report, err error) {
+	e.a.in(func() {
+		if e.a.w.etcdOff {
+			err = errSilent
+			return
+		}
+		counts := map[kek.ID]int64{}
+		for _, o := range e.a.w.objects {
+			counts[o.key]++
+		}
+		secrets := inventory.Resource{Resource: "secrets", Objects: int64(len(e.a.w.objects))}
+		for id, n := range counts {
+			secrets.Counts = append(secrets.Counts, inventory.Count{
+				Standing: inventory.Standing{Class: inventory.KMSv2, Provider: "kekd", KeyID: kek.KeyID(ringLabel, id, kek.CheckValue{1, 2, 3})}, Objects: n,
+			})
+		}
+		r = &inventory.Report{Objects: secrets.Objects, Resources: []inventory.Resource{secrets}}
+	})
+	return r, err
+}
