@@ -11,8 +11,7 @@
 // slowest witness can lag: the longest keyRing.refresh (a node notices its successor),
 // one minute (kube-apiserver asks its plugin for the key_id), the largest difference
 // between clocks, and a margin. A pending key is unused when no node has used it and
-// every node's clock is still well before its activation. A node that has only begun to
-// record its use does not know: it may have used the key before its state was lost.
+// every node's clock is still well before its activation.
 package evidence
 
 import (
@@ -117,7 +116,8 @@ type Question struct {
 	// Pending: the key must never have been used. Otherwise it must be out of use.
 	Pending bool
 	// Made is when the key was made, by this machine's clock; zero if that is not known.
-	// A node that has recorded its use since before then knows all its use of the key.
+	// A node that has only begun to record its use since then may have used the key before
+	// its record was lost.
 	Made time.Time
 }
 

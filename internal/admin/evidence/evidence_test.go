@@ -185,9 +185,9 @@ func TestPendingRecord(t *testing.T) {
 		{"a record from before the key", 40 * time.Second, 30 * time.Second, 0, Unused, 0},
 		{"a record from after the key", 20 * time.Second, 30 * time.Second, 0, Unknown, 61 * time.Second},
 		{"a record from before the key, as far as clocks tell", 30 * time.Second, 30 * time.Second, 0, Unknown, 51 * time.Second},
-		{"a young record and nobody knows when the key was made", 20 * time.Second, 0, 0, Unknown, 61 * time.Second},
-		{"a record that is old enough", 2 * time.Minute, 0, 0, Unused, 0},
-		{"the clock is a minute ahead", 30 * time.Second, 0, time.Minute, Unknown, 111 * time.Second},
+		{"a young record, and when the key was made is not known", 20 * time.Second, 0, 0, Unused, 0},
+		{"a record that is old enough", 2 * time.Minute, 3 * time.Minute, 0, Unused, 0},
+		{"the clock is a minute ahead", 30 * time.Second, 40 * time.Second, time.Minute, Unknown, 111 * time.Second},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

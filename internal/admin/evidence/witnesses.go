@@ -129,8 +129,10 @@ func (j judge) pending(r nodes.Report) Finding {
 	if k, ok := r.Key(j.q.Key.ID.String()); ok && !k.LastUsed.IsZero() {
 		return Finding{Verdict: Used, Detail: fmt.Sprintf("used it %s ago", ago(r.Status.Time.Sub(k.LastUsed)))}
 	}
+	// A record that began after the key was made may follow one that was lost. Until the
+	// API servers must have asked the node since, they may use what it published before.
 	recorded := j.ours(r.Status.UseRecorded, r)
-	if idle, lag := j.now.Sub(recorded), j.lag(); !recorded.Before(j.q.Made) && idle <= lag {
+	if idle, lag := j.now.Sub(recorded), j.lag(); !j.q.Made.IsZero() && !recorded.Before(j.q.Made) && idle <= lag {
 		wait := lag - idle + time.Millisecond
 		return Finding{Verdict: Unknown, wait: wait,
 			Detail: fmt.Sprintf("began to record its use %s ago, and what it did before is not known; that must be %s ago, so wait %s", ago(idle), ago(lag), ago(wait))}
