@@ -134,9 +134,21 @@ e2e: deps-test build ## Run kekd under a real kube-apiserver and etcd
 	go test -count=1 -timeout=30m -v -p 1 -parallel 3 ./cluster/... ./inventory/... ./portforward/... ./rewrap/... ./rotation/...
 
 .PHONY: inventory-memory
-inventory-memory: build ## Measure kekctl inventory over 200,000 objects, 2,500 of 500 KB (docs/inventory.md)
+inventory-memory: build ## Measure the memory that an inventory of 200,000 objects takes, 2,500 of 500 KB (docs/inventory.md)
 	@bin="$$(e2e/kube/build.sh etcd)"; cd e2e && KEKD_INVENTORY_FULL=1 KEKD_KUBE_BIN="$$bin" $(E2E_BINARIES) \
 	go test -count=1 -timeout=30m -v -run '^TestMemory$$' ./inventory
+
+.PHONY: bench-inventory
+bench-inventory: build ## Measure kekctl inventory of 100,000 objects (OBJECTS=N), beside the kekctl of a commit (BASE=COMMIT)
+	@base=; if [[ -n '$(BASE)' ]]; then base=$$(mktemp -d); trap "rm -rf $$base" EXIT; \
+	  git archive '$(BASE)' | tar -x -C "$$base" && (cd "$$base" && go build -o kekctl ./cmd/kekctl) && base=$$base/kekctl; fi; \
+	bin="$$(e2e/kube/build.sh etcd)"; cd e2e && KEKD_INVENTORY_OBJECTS=$(OBJECTS) KEKD_INVENTORY_BASE="$$base" KEKD_KUBE_BIN="$$bin" $(E2E_BINARIES) \
+	go test -run='^$$' -bench=Inventory -benchtime=1x -timeout=60m ./inventory
+
+.PHONY: bench-rewrap
+bench-rewrap: deps-run build ## Measure a rewrap of 10,000 Secrets, and what its checks take of the time (docs/rewrap.md)
+	@bin="$$(e2e/kube/build.sh etcd kube-apiserver)"; cd e2e && KEKD_KUBE_BIN="$$bin" $(E2E_BINARIES) \
+	go test -run='^$$' -bench=Rewrap -benchtime=1x -timeout=30m ./rewrap
 
 .PHONY: faults
 faults: deps-run build bin/kekd-faults.so ## Play every fault of a PKCS#11 module at every moment (docs/reliability.md)
@@ -180,7 +192,7 @@ watch: deps-watch build bin/kekd-faults.so ## Break kekd under a real Prometheus
 
 .PHONY: gameday
 gameday: deps-gameday build bin/kekd-faults.so ## Break a cluster in the way of each runbook and walk the page's commands (as root; five minutes; KEKD_UPDATE_DOCS=1: into docs/gameday.md)
-	@bin="$$(e2e/kube/build.sh etcd kube-apiserver kubectl)"; cd e2e && CI=true KEKD_KUBE_BIN="$$bin" $(E2E_BINARIES) \
+	@bin="$$(e2e/kube/build.sh etcd etcdctl kube-apiserver kubectl)"; cd e2e && CI=true KEKD_KUBE_BIN="$$bin" $(E2E_BINARIES) \
 	go test -count=1 -timeout=20m -parallel 3 -v ./gameday/... $(FLAGS)
 
 .PHONY: e2e-tracing

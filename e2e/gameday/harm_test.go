@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -88,6 +89,22 @@ func foreignKey(t *testing.T, n *node, age time.Duration) {
 	id = append(id, make([]byte, 8)...)
 	_, _ = rand.Read(id[len(id)-8:]) // never fails
 	pkcs11Tool(t, n, "--keygen", "--key-type", "AES:32", "--label", n.kekd.Ring, "--id", hex.EncodeToString(id), "--extractable")
+}
+
+// damaged puts Secrets into etcd that cannot be decrypted: copies of the first, which is
+// bound to its name. Their names sort before the others'.
+func damaged(t *testing.T, n *node, count int) {
+	t.Helper()
+	const prefix = "/registry/secrets/default/"
+	first, err := n.etcd.Get(t.Context(), prefix+"secret-0")
+	if err != nil || len(first.Kvs) != 1 {
+		t.Fatalf("read a Secret from etcd: %v, %v", first, err)
+	}
+	for i := range count {
+		if _, err := n.etcd.Put(t.Context(), fmt.Sprintf("%sdamaged-%02d", prefix, i), string(first.Kvs[0].Value)); err != nil {
+			t.Fatalf("write a Secret to etcd: %v", err)
+		}
+	}
 }
 
 // withoutNewObjects removes what was made on the token since its backup. kekd's worker is

@@ -75,6 +75,7 @@ func newNode(t *testing.T, s *scene) *node {
 	n.shell = newShell(t, n.root, func(args []string) (string, int) { return n.standIn(t, args) })
 	n.shell.env = append(n.shell.env, "KUBECONFIG="+n.apiserver.Kubeconfig(t))
 	n.places(t, n.kekd)
+	n.cluster(t, n.kekd)
 	if s.before != nil {
 		s.before(t, n)
 	}
@@ -108,14 +109,29 @@ func (n *node) places(t *testing.T, k *harness.Kekd) {
 		{"/usr/lib/vendor/libpkcs11.so", n.token.Module},
 		{"127.0.0.1:8780", strings.TrimPrefix(k.URL, "http://")},
 	}
-	n.shell.program(t, "kekctl", fmt.Sprintf(`# Where the harness has etcd and kube-apiserver. A node that kubeadm set up needs no flags.
-case "$1 $2" in
-"rewrap "* | "rotate "* | "key cancel" | "key disable" | "key destroy" | "key purge") set -- "$@" --etcd-endpoints %[1]q --apiserver %[2]q ;;
-"inventory "* | "revoke "* | "key list") set -- "$@" --etcd-endpoints %[1]q ;;
-esac
-exec %[3]q --config %[4]q "$@"
-`, n.store.Endpoint, n.apiserver.URL, harness.KekctlBinary(t), k.ConfigFile()))
+	n.shell.program(t, "kekctl", fmt.Sprintf("exec %q --config %q \"$@\"\n", harness.KekctlBinary(t), k.ConfigFile()))
+	n.shell.program(t, "etcdctl", fmt.Sprintf("exec %q --endpoints %q \"$@\"\n", harness.EtcdctlBinary(t), n.store.Endpoint))
 	n.shell.program(t, "kubectl", fmt.Sprintf("exec %q \"$@\"\n", harness.KubectlBinary(t)))
+}
+
+// cluster adds the section cluster to the configurations of all nodes: etcd, kube-apiserver
+// and kekd are not where kekctl would find them on a node that kubeadm set up.
+func (n *node) cluster(t *testing.T, kekds ...*harness.Kekd) {
+	t.Helper()
+	var urls []string
+	for _, k := range kekds {
+		urls = append(urls, k.URL)
+	}
+	section := fmt.Sprintf("cluster: {etcd: {endpoints: [%q]}, apiServers: [%q], nodes: [%s], resources: [secrets, configmaps]}\n",
+		n.store.Endpoint, n.apiserver.URL, strings.Join(urls, ", "))
+	for _, k := range kekds {
+		b, err := os.ReadFile(k.ConfigFile())
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _, _ := strings.Cut(string(b), "cluster: {")
+		n.write(t, k.ConfigFile(), text+section)
+	}
 }
 
 // encryptionConfig is the EncryptionConfiguration that kube-apiserver looks at.

@@ -290,9 +290,10 @@ func scenes() []*scene {
 			acts: acts("the HSM is as fast as before", func(t *testing.T, n *node) { n.token.Faults(t) }),
 		},
 		{
-			page: "key-revoked", injected: "the primary is deleted with another tool, and there is no backup",
+			page: "key-revoked", injected: "twelve Secrets in one stretch are damaged, so that not even kube-apiserver's memory opens them; then the primary is deleted with another tool, and there is no backup",
 			inject: func(t *testing.T, n *node) {
 				n.old = n.primary(t)
+				damaged(t, n, 12)
 				pkcs11Tool(t, n, "--delete-object", "--type", "secrkey", "--id", n.old)
 			},
 			well: underPrimary,
@@ -347,6 +348,7 @@ func scenes() []*scene {
 				n.behind = harness.NewSibling(t, n.token.View(t), harness.KekdOptions{})
 				n.behind.StartReady(t)
 				n.places(t, n.behind) // the page's commands are typed there
+				n.cluster(t, n.kekd, n.behind)
 			},
 			inject: func(t *testing.T, n *node) {
 				n.behind.Token.TakeAway(t)

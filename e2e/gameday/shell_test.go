@@ -21,8 +21,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// commandWithin bounds one command of a page. The longest is a whole rotation.
-const commandWithin = 3 * time.Minute
+// commandWithin bounds one command of a page. The longest is a whole rotation, which
+// waits up to three minutes for witnesses that lag, in its last step alone.
+const commandWithin = 6 * time.Minute
 
 // shell runs the commands of a page as root on a control-plane node would.
 type shell struct {

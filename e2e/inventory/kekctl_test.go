@@ -56,10 +56,15 @@ type usage struct {
 }
 
 // kekctl runs kekctl inventory to its end.
-func kekctl(t *testing.T, args ...string) (stdout, stderr string, used usage, err error) {
+func kekctl(t testing.TB, args ...string) (stdout, stderr string, used usage, err error) {
+	t.Helper()
+	return run(t, harness.KekctlBinary(t), args...)
+}
+
+func run(t testing.TB, path string, args ...string) (stdout, stderr string, used usage, err error) {
 	t.Helper()
 	var out, notes bytes.Buffer
-	cmd := exec.CommandContext(t.Context(), harness.KekctlBinary(t), append([]string{"inventory"}, args...)...)
+	cmd := exec.CommandContext(t.Context(), path, append([]string{"inventory"}, args...)...)
 	cmd.Stdout, cmd.Stderr = &out, &notes
 	begun := time.Now()
 	if err := cmd.Start(); err != nil {
@@ -94,7 +99,13 @@ func watchPeak(pid int) int {
 // mustInventory returns the report on a store.
 func mustInventory(t *testing.T, args ...string) (report, usage) {
 	t.Helper()
-	stdout, stderr, used, err := kekctl(t, append(args, "-o", "json")...)
+	return mustInventoryOf(t, harness.KekctlBinary(t), args...)
+}
+
+// mustInventoryOf returns the report that the kekctl at a path makes.
+func mustInventoryOf(t testing.TB, path string, args ...string) (report, usage) {
+	t.Helper()
+	stdout, stderr, used, err := run(t, path, append(args, "-o", "json")...)
 	if err != nil {
 		t.Fatalf("kekctl inventory: %v\n%s", err, stderr)
 	}

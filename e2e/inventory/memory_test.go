@@ -23,6 +23,10 @@ const (
 	kekctlPeak = 100 << 10 // KiB
 )
 
+// largeStore are etcd's flags for a gigabyte or more. By its defaults it has 10,000
+// transactions in memory, and reads them all again when it starts.
+var largeStore = []string{"--quota-backend-bytes=8589934592", "--snapshot-count=100", "--snapshot-catchup-entries=10", "--max-wals=1"}
+
 // TestMemory: small Secrets followed by large ones neither let etcd grow nor kekctl,
 // and constant writes change nothing about that. KEKD_INVENTORY_FULL=1 takes ten
 // times as many (make inventory-memory).
@@ -31,7 +35,7 @@ func TestMemory(t *testing.T) {
 	if os.Getenv("KEKD_INVENTORY_FULL") != "" {
 		small, large = 197_500, 2_500
 	}
-	etcd := harness.StartEtcd(t)
+	etcd := harness.StartEtcd(t, largeStore...)
 	c, _ := newStore(t, etcd)
 	begun := time.Now()
 	fillSized(t, c, "a", small, 1000)

@@ -22,7 +22,7 @@ const (
 )
 
 // client connects to a store.
-func client(t *testing.T, etcd *harness.Etcd) *clientv3.Client {
+func client(t testing.TB, etcd *harness.Etcd) *clientv3.Client {
 	t.Helper()
 	cfg := clientv3.Config{Endpoints: []string{etcd.Endpoint}}
 	if etcd.CAFile != "" {
@@ -85,7 +85,7 @@ func stored(o *kmstypes.EncryptedObject) string {
 
 // fill writes the objects from one number up to another, and adds them to the
 // counts.
-func fill(t *testing.T, c *clientv3.Client, from, to int, counts map[string]map[standing]int) {
+func fill(t testing.TB, c *clientv3.Client, from, to int, counts map[string]map[standing]int) {
 	t.Helper()
 	const batch = 100 // etcd takes 128 operations and 1.5 MiB
 	random := rand.New(rand.NewPCG(uint64(from), uint64(to)))
@@ -118,7 +118,7 @@ func count(counts map[string]map[standing]int, resource string, s standing) {
 }
 
 // newStore fills a store with a cluster's namespace.
-func newStore(t *testing.T, etcd *harness.Etcd) (*clientv3.Client, map[string]map[standing]int) {
+func newStore(t testing.TB, etcd *harness.Etcd) (*clientv3.Client, map[string]map[standing]int) {
 	t.Helper()
 	c := client(t, etcd)
 	if _, err := c.Put(t.Context(), "/registry/namespaces/default", "k8s\x00"); err != nil {

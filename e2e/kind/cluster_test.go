@@ -149,8 +149,12 @@ func (c *cluster) on(tb testing.TB, node, script string, env ...string) string {
 	return out
 }
 
+// scriptTimeout bounds a script. A rotation takes the most: some five minutes, two of
+// which are the wait until no witness of the old key can be behind.
+const scriptTimeout = 10 * time.Minute
+
 func (c *cluster) tryOn(node, script string, env ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), scriptTimeout)
 	defer cancel()
 	args := []string{"exec", "-i", "-e", "KUBECONFIG=/etc/kubernetes/admin.conf"}
 	for _, e := range env {

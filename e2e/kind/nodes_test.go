@@ -49,6 +49,7 @@ func TestThreeNodes(t *testing.T) {
 		}
 	})
 	c.everyNodeReadsWhatOthersWrite(t, "encrypted")
+	t.Log(c.step(t, first, "kubeadm-rewrap"))
 
 	if !t.Run("rotation converges on all", func(t *testing.T) {
 		before := c.keyID(t, c.nodes)
@@ -66,8 +67,8 @@ func TestThreeNodes(t *testing.T) {
 		c.on(t, first, `: >/root/kekd/rotate.log
 			(kekctl rotate --yes --activate-in 40s; echo "exit $?") >/root/kekd/rotate.log 2>&1 </dev/null &`)
 		log := func() string { return c.on(t, first, "cat /root/kekd/rotate.log") }
-		eventually(t, time.Minute, "all nodes have proven the new key", func() error {
-			if out := log(); strings.Count(out, "has proven the key") < 3 {
+		eventually(t, 2*time.Minute, "all nodes have tested the new key", func() error {
+			if out := log(); strings.Count(out, "has tested the key") < 3 {
 				return errors.New(out)
 			}
 			return nil

@@ -23,7 +23,7 @@ func TestSystemd(t *testing.T) {
 	c.step(t, node, "kubeadm-token")
 	c.step(t, node, "systemd-files", "KEKD_IMAGE="+imageName(image))
 	c.step(t, node, "systemd-start")
-	if out := c.step(t, node, "systemd-key"); strings.Contains(out, "\nwarn") || strings.Contains(out, "\nFAIL") {
+	if out := c.step(t, node, "systemd-key"); strings.Contains(out, "\nwarn") || strings.Contains(out, "\nfail") {
 		t.Errorf("the doctor complains:\n%s", out)
 	}
 	c.step(t, node, "kubeadm-encryption")

@@ -150,8 +150,8 @@ func TestReadyCoastingRevoked(t *testing.T) {
 		t.Error("a page that reloads has no title")
 	}
 
+	k.KillWorker(t) // while there surely is one
 	k.Token.TakeAway(t)
-	k.KillWorker(t)
 	shows(t, k, "<title>Coasting", "ready to coasting: the HSM is unavailable", "did not come up")
 	check(t, chromium, k, "daemon-coasting", "Coasting", "Time left", "docs/runbooks/hsm-down.md", "came to its end (died)")
 

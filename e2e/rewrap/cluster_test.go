@@ -39,7 +39,7 @@ type cluster struct {
 	kubeFlags []string
 }
 
-func newCluster(t *testing.T) *cluster {
+func newCluster(t testing.TB) *cluster {
 	t.Helper()
 	etcd := harness.StartEtcd(t)
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{etcd.Endpoint}, DialTimeout: 10 * time.Second})
@@ -71,7 +71,7 @@ func kms(name, socket string) string {
 }
 
 // encryption writes an EncryptionConfiguration with these providers.
-func (c *cluster) encryption(t *testing.T, providers ...string) string {
+func (c *cluster) encryption(t testing.TB, providers ...string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "encryption.yaml")
 	text := "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n  - resources: [secrets, configmaps]\n    providers:\n"
@@ -85,7 +85,7 @@ func (c *cluster) encryption(t *testing.T, providers ...string) string {
 }
 
 // create makes objects in a namespace, several at a time.
-func (c *cluster) create(t *testing.T, namespace, resource string, n int) {
+func (c *cluster) create(t testing.TB, namespace, resource string, n int) {
 	t.Helper()
 	_, _ = c.kube.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{})
 	names := make(chan string)
@@ -150,7 +150,7 @@ func changed(before, after map[string][]byte) []string {
 	return keys
 }
 
-func (c *cluster) rewrap(t *testing.T, flags ...string) (code int, k *harness.Kekctl) {
+func (c *cluster) rewrap(t testing.TB, flags ...string) (code int, k *harness.Kekctl) {
 	t.Helper()
 	return c.run(t, slices.Concat([]string{"rewrap", "--yes", "--method", "update", "--rate", "1000"}, c.etcdFlags, flags))
 }
@@ -161,7 +161,7 @@ func (c *cluster) rotate(t *testing.T, flags ...string) (code int, k *harness.Ke
 }
 
 // run runs kekctl to its end.
-func (c *cluster) run(t *testing.T, args []string) (code int, k *harness.Kekctl) {
+func (c *cluster) run(t testing.TB, args []string) (code int, k *harness.Kekctl) {
 	t.Helper()
 	k = c.kekd.Kekctl(t, args...)
 	begun := time.Now()
@@ -171,7 +171,7 @@ func (c *cluster) run(t *testing.T, args []string) (code int, k *harness.Kekctl)
 }
 
 // keys are the key_ids of the ring with their states.
-func (c *cluster) keys(t *testing.T) []string {
+func (c *cluster) keys(t testing.TB) []string {
 	t.Helper()
 	k := c.kekd.Kekctl(t, "key", "list", "-o", "json")
 	if code := k.Wait(t, kekctlWithin); code != 0 {
@@ -192,7 +192,7 @@ func (c *cluster) keys(t *testing.T) []string {
 
 // rotateKey makes another key the primary, so that everything is stale, and waits
 // until the good API server has taken it up.
-func (c *cluster) rotateKey(t *testing.T) {
+func (c *cluster) rotateKey(t testing.TB) {
 	t.Helper()
 	k := c.kekd.Kekctl(t, "key", "rotate", "--now", "--yes")
 	if code := k.Wait(t, kekctlWithin); code != 0 {

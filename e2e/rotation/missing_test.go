@@ -23,7 +23,8 @@ func testNodeMissing(t *testing.T, c *cluster) {
 	before := len(c.ring(t))
 	blind := c.blind(t, c.nodes[1].kekd)
 	nodes := []string{"--node", c.nodes[0].kekd.URL, "--node", blind}
-	k := c.kekctl(t, 1, join([]string{"rotate", "--yes", "--activate-in", "20s"}, nodes, c.kubeFlags, c.etcdFlags)...)
+	// A tenth of the time is left for the evidence that the key can be cancelled.
+	k := c.kekctl(t, 1, join([]string{"rotate", "--yes", "--activate-in", "50s"}, nodes, c.kubeFlags, c.etcdFlags)...)
 	text := k.Stderr(t)
 	for _, want := range []string{"has tested the key", "does not see it: ", "so it was cancelled; nothing was encrypted under it"} {
 		if !strings.Contains(text, want) {

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -239,24 +238,7 @@ func (c *cluster) measure(f func() error) (measurement, error) {
 }
 
 // cpu is the processor time that kube-apiserver has used.
-func (c *cluster) cpu() (time.Duration, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.server.PID()))
-	if err != nil {
-		return 0, err
-	}
-	// pid (name) state ...; the name may hold anything. utime and stime are the
-	// 14th and 15th field, in ticks of 10 ms on every Linux.
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	var ticks int
-	for _, field := range fields[11:13] {
-		n, err := strconv.Atoi(string(field))
-		if err != nil {
-			return 0, fmt.Errorf("read /proc/PID/stat: %w", err)
-		}
-		ticks += n
-	}
-	return time.Duration(ticks) * 10 * time.Millisecond, nil
-}
+func (c *cluster) cpu() (time.Duration, error) { return harness.ProcessorTime(c.server.PID()) }
 
 func (c *cluster) createOne(ctx context.Context, s *corev1.Secret) error {
 	ctx, cancel := atMost(ctx)

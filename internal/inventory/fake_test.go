@@ -24,6 +24,8 @@ type fakeEtcd struct {
 	largest int
 	// fails, if not nil, says whether a request fails.
 	fails func() error
+	// lags: this member has no revision yet, unless it asks the others.
+	lags bool
 	// before is called before a request for keys is answered, with its number.
 	before func(n int)
 
@@ -79,6 +81,8 @@ func (f *fakeEtcd) Get(ctx context.Context, key string, opts ...clientv3.OpOptio
 	}
 	revision := op.Rev()
 	switch {
+	case f.lags && op.IsSerializable():
+		return nil, rpctypes.ErrFutureRev
 	case revision == 0:
 		revision = f.current()
 	case revision < f.compacted:

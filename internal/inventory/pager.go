@@ -17,8 +17,9 @@ const (
 )
 
 // maxRange is how many keys a request's range should hold. etcd counts all of them
-// for each page, which for a million keys costs more than all else.
-const maxRange = 2000
+// for each page, which for a million keys costs more than all else. Narrower ranges
+// end in pages that are not full.
+const maxRange = 500
 
 // pager walks the keys below a prefix. Each request asks for the next few keys
 // within a range that holds only so many: those that share their first depth bytes

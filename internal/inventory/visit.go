@@ -112,6 +112,8 @@ type scan struct {
 	store  *Store
 	source *source
 	opts   Options
+	// lags is set once a member did not have the revision yet.
+	lags bool
 	*Pass
 	*pager
 }
@@ -139,8 +141,16 @@ func (r *scan) run(ctx context.Context, visit func(Object) error, read func(n in
 // page asks for the next page until it has one.
 func (r *scan) page(ctx context.Context) (*clientv3.GetResponse, error) {
 	for {
-		resp, err := r.get(ctx, r.start, clientv3.WithRange(r.end()), clientv3.WithLimit(r.limit), clientv3.WithRev(r.Revision))
+		opts := []clientv3.OpOption{clientv3.WithRange(r.end()), clientv3.WithLimit(r.limit), clientv3.WithRev(r.Revision)}
+		if !r.lags {
+			// A revision that etcd has is the same on every member, so none needs to ask
+			// the others.
+			opts = append(opts, clientv3.WithSerializable())
+		}
+		resp, err := r.get(ctx, r.start, opts...)
 		switch {
+		case errors.Is(err, rpctypes.ErrFutureRev) && !r.lags:
+			r.lags = true
 		case errors.Is(err, rpctypes.ErrCompacted):
 			// kube-apiserver compacts every five minutes. A large store is never read
 			// at one instant by starting over.

@@ -144,6 +144,19 @@ func TestVisitOneInstant(t *testing.T) {
 	}
 }
 
+// TestVisitAtMemberThatLags: a member that does not have the revision yet catches up.
+func TestVisitAtMemberThatLags(t *testing.T) {
+	t.Parallel()
+	content := map[string]string{}
+	fill(content, "secrets", 100, 10)
+	f := newFake(t, content)
+	f.lags = true
+	keys, pass := visitAll(t, f.store())
+	if want := (Pass{Revision: 1}); pass != want || len(keys) != 101 {
+		t.Errorf("visited %d objects with %+v, want 101 with %+v", len(keys), pass, want)
+	}
+}
+
 func TestVisitGoesOnAfterCompaction(t *testing.T) {
 	t.Parallel()
 	content := map[string]string{}

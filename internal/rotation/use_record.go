@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"kekd/hsm"
 	"kekd/internal/kek"
 )
 
@@ -54,9 +55,10 @@ type useFile struct {
 
 // openUseRecord reads what the Memory holds. Keys that were in use, and the one that
 // was published last, count as used until now: kekd may have crashed while it used
-// them, but it has not run since. If the record is not readable, openUseRecord returns
+// them, but it has not run since. So do keys that were published and that the record
+// lacks: a kekd that keeps no record, such as an older version, may have used them. If the record is not readable, openUseRecord returns
 // why, and a record that begins now and claims nothing about earlier use.
-func openUseRecord(memory Memory, clock func() time.Time, last kek.ID) (*useRecord, error) {
+func openUseRecord(memory Memory, clock func() time.Time, published hsm.Published) (*useRecord, error) {
 	now := clock()
 	u := &useRecord{memory: memory, clock: clock, used: make(map[kek.ID]time.Time), inUse: make(map[kek.ID]bool)}
 	var file useFile
@@ -71,8 +73,13 @@ func openUseRecord(memory Memory, clock func() time.Time, last kek.ID) (*useReco
 		clear(u.used)
 		clear(u.inUse)
 	}
-	if last != "" {
-		u.inUse[last] = true
+	if published.Last != "" {
+		u.inUse[published.Last] = true
+	}
+	for _, id := range published.Before {
+		if _, known := u.used[id]; !known {
+			u.inUse[id] = true
+		}
 	}
 	u.end("", now)
 	return u, err

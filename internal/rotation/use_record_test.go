@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"kekd/hsm"
 	"kekd/internal/kek"
 )
 
@@ -135,9 +136,16 @@ func TestUseAcrossRestarts(t *testing.T) {
 		want   map[string]string // 10 s after the start
 		anew   bool              // the record begins at the start
 	}{
-		"the same key":                           {change: func(*world) {}, want: map[string]string{"a": "0s"}},
-		"the same key, on a full disk":           {change: func(w *world) { w.saveErr = errors.New("no space left on device") }, want: map[string]string{"a": "0s"}},
-		"another key meanwhile":                  {change: func(w *world) { w.keys = append(w.keys, key("b", 0)) }, want: map[string]string{"a": "10s", "b": "0s"}},
+		"the same key":                 {change: func(*world) {}, want: map[string]string{"a": "0s"}},
+		"the same key, on a full disk": {change: func(w *world) { w.saveErr = errors.New("no space left on device") }, want: map[string]string{"a": "0s"}},
+		"another key meanwhile":        {change: func(w *world) { w.keys = append(w.keys, key("b", 0)) }, want: map[string]string{"a": "10s", "b": "0s"}},
+		"two other keys that a kekd without a record published": {
+			change: func(w *world) {
+				w.keys = append(w.keys, key("b", 0), key("c", 0))
+				w.stored, _ = json.Marshal(hsm.Published{Last: w.keys[2].ID, Before: []kek.ID{w.keys[0].ID, w.keys[1].ID}})
+			},
+			want: map[string]string{"a": "10s", "b": "10s", "c": "0s"},
+		},
 		"no key any more":                        {change: func(w *world) { w.keys = nil }, want: map[string]string{"a": "10s"}},
 		"without a record":                       {change: func(w *world) { w.record = nil }, want: map[string]string{"a": "0s"}, anew: true},
 		"a damaged record":                       {change: func(w *world) { w.record = []byte("{") }, want: map[string]string{"a": "0s"}, anew: true},
@@ -285,7 +293,7 @@ func TestUseWhenTheClockIsSet(t *testing.T) {
 		w := &world{keys: []kek.Info{key("a", -time.Hour)}}
 		offset := time.Duration(0)
 		clock := func() time.Time { return time.Now().Round(0).Add(offset) }
-		u, err := openUseRecord(memory{w}, clock, "")
+		u, err := openUseRecord(memory{w}, clock, hsm.Published{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -164,7 +164,7 @@ func New(cfg Config) (*Watcher, error) {
 		return nil, fmt.Errorf("read what was published before: %w", err)
 	}
 	w.encrypts = w.published.Last
-	use, err := openUseRecord(cfg.Memory, cfg.Clock, w.published.Last)
+	use, err := openUseRecord(cfg.Memory, cfg.Clock, w.published)
 	if err != nil {
 		cfg.Logger.Warn("record of key use not readable, a new one begins", zap.Error(err))
 	}

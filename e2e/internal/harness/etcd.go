@@ -20,10 +20,10 @@ type Etcd struct {
 	health  string // URL
 }
 
-// StartEtcd starts an empty store and waits until it serves.
-func StartEtcd(tb testing.TB) *Etcd {
+// StartEtcd starts an empty store, with further flags, and waits until it serves.
+func StartEtcd(tb testing.TB, args ...string) *Etcd {
 	tb.Helper()
-	return startEtcd(tb, "http://")
+	return startEtcd(tb, "http://", args...)
 }
 
 // StartSecureEtcd is StartEtcd with TLS and client certificates, as kubeadm sets
@@ -67,6 +67,7 @@ func startEtcd(tb testing.TB, scheme string, args ...string) *Etcd {
 func (e *Etcd) Start(tb testing.TB) {
 	tb.Helper()
 	e.service.start(tb)
+	// With a gigabyte of data it takes a minute where others keep the machine busy.
 	Eventually(tb, 2*time.Minute, "etcd serves", func(ctx context.Context) error {
 		if err := e.service.alive(); err != nil {
 			return err

@@ -81,6 +81,12 @@ func KubectlBinary(tb testing.TB) string {
 	return kubeBinary(tb, "kubectl")
 }
 
+// EtcdctlBinary returns the path of etcdctl.
+func EtcdctlBinary(tb testing.TB) string {
+	tb.Helper()
+	return kubeBinary(tb, "etcdctl")
+}
+
 // softHSMModule returns the path of SoftHSM's PKCS#11 module.
 func softHSMModule(tb testing.TB) string {
 	tb.Helper()

@@ -121,17 +121,25 @@ func Run(ctx context.Context, d Deps, c Change) (Result, error) {
 	m.result.Verb = c.Verb
 	for next := m.look; next != nil; {
 		if ctx.Err() != nil && !m.called {
-			return Result{}, ErrInterrupted
+			return Result{}, ended(ctx)
 		}
 		var err error
 		if next, err = next(ctx); err != nil {
 			if ctx.Err() != nil && !m.called {
-				return Result{}, ErrInterrupted
+				return Result{}, ended(ctx)
 			}
 			return Result{}, err
 		}
 	}
 	return m.result, nil
+}
+
+// ended is why nothing was done before ctx ended.
+func ended(ctx context.Context) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fmt.Errorf("%w; nothing was done", context.Cause(ctx))
+	}
+	return ErrInterrupted
 }
 
 // machine is a change on its way. Its steps are look, weigh, agree and commit, which

@@ -216,6 +216,24 @@ func interruptAt(t *testing.T, v Verb, n int) {
 	}
 }
 
+// A caller may have less time than the witnesses take. That is not an interruption.
+func TestTooSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, k := newWorld(t, Cancel)
+		w.before = func(what string) {
+			if what == "token" {
+				time.Sleep(2 * time.Second)
+			}
+		}
+		ctx, cancel := context.WithTimeoutCause(t.Context(), 3*time.Second, errors.New("it took longer than 3s"))
+		defer cancel()
+		_, err := Run(ctx, w.deps(), change(Cancel, k.ID))
+		if err == nil || err.Error() != "it took longer than 3s; nothing was done" || w.done(Cancel, k.ID) {
+			t.Errorf("%v, done: %t", err, w.done(Cancel, k.ID))
+		}
+	})
+}
+
 func TestForce(t *testing.T) {
 	forced := func(v Verb, k kek.Info) Change {
 		c := change(v, k.ID)

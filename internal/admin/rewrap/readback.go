@@ -28,6 +28,7 @@ func (r *run) written(ctx context.Context, o object) error {
 
 // readBack reads what was updated lately, and stops at what got worse.
 func (r *run) readBack(ctx context.Context) error {
+	defer addSince(&r.result.CheckSeconds, time.Now())
 	batch := r.batch
 	r.batch, r.readBackAt = nil, time.Now()
 	return r.compare(ctx, batch)
@@ -35,6 +36,7 @@ func (r *run) readBack(ctx context.Context) error {
 
 // readSamples reads some of the objects that are being migrated.
 func (r *run) readSamples(ctx context.Context) error {
+	defer addSince(&r.result.CheckSeconds, time.Now())
 	for _, s := range r.samples {
 		if err := r.compare(ctx, s.stale.objects); err != nil {
 			return err

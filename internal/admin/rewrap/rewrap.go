@@ -112,6 +112,10 @@ type Result struct {
 	NextAt time.Time `json:"nextAt,omitzero"`
 	// Written is what each API server wrote when it was checked.
 	Written []Written `json:"written,omitempty"`
+	// Seconds is how long the rewriting took, and CheckSeconds the part of it that
+	// went into checking the API servers and reading back what they wrote.
+	Seconds      float64 `json:"seconds"`
+	CheckSeconds float64 `json:"checkSeconds"`
 }
 
 const (
@@ -214,6 +218,7 @@ func (r *run) rewrite(ctx context.Context) error {
 	if err := AwaitServers(ctx, r.APIServers, r.KeyID, r.plan.Providers, r.Wait, r.Note); err != nil {
 		return err
 	}
+	defer addSince(&r.result.Seconds, time.Now())
 	if r.plan.Stale > 0 {
 		if err := r.checkWriters(ctx, r.plan.stale()); err != nil {
 			return err
@@ -228,6 +233,9 @@ func (r *run) rewrite(ctx context.Context) error {
 	r.remember()
 	return nil
 }
+
+// addSince adds the time that has passed since began.
+func addSince(seconds *float64, began time.Time) { *seconds += time.Since(began).Seconds() }
 
 func (r *run) rounds(ctx context.Context) error {
 	if err := r.migrateAll(ctx); err != nil {

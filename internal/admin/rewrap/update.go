@@ -63,6 +63,9 @@ func (r *run) updateOne(ctx context.Context, o object) error {
 	}
 	own := server{name: "kube-apiserver", metadata: r.Metadata, ready: r.Ready}
 	revision, v, err := r.attempt(ctx, own, o)
+	if v != nil && v.kind == Unreadable {
+		revision, v, err = r.attemptEach(ctx, o, v)
+	}
 	if err == nil && v == nil && revision == strconv.FormatInt(o.ModRevision, 10) {
 		v = &verdict{kind: Unchanged, reason: "kube-apiserver finds nothing to rewrite"}
 	}
@@ -84,6 +87,17 @@ type server struct {
 	metadata metadata.Interface
 	// ready asks whether it is; nil takes it to be.
 	ready func(ctx context.Context) error
+}
+
+// direct is an API server without a load balancer before it.
+func direct(s APIServer) server {
+	return server{name: s.Name(), metadata: s.Metadata(), ready: func(ctx context.Context) error {
+		use, err := s.KeyInUse(ctx)
+		if err == nil && use.Problem != "" {
+			err = errors.New(use.Problem)
+		}
+		return err
+	}}
 }
 
 // attempt sends the patch until the server has taken or refused it, and returns the
@@ -131,6 +145,21 @@ func (r *run) attempt(ctx context.Context, to server, o object) (revision string
 			return "", nil, err
 		}
 	}
+}
+
+// attemptEach sends the patch through one API server after the other: each keeps in
+// memory what it has decrypted, so one may read what another cannot. It returns the
+// first verdict if none can.
+func (r *run) attemptEach(ctx context.Context, o object, first *verdict) (revision string, v *verdict, err error) {
+	if len(r.APIServers) < 2 {
+		return "", first, nil
+	}
+	for _, s := range r.APIServers {
+		if revision, v, err := r.attempt(ctx, direct(s), o); err != nil || v == nil {
+			return revision, nil, err
+		}
+	}
+	return "", first, nil
 }
 
 // patienceWith is the patience that is left with a failure.

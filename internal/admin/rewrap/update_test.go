@@ -63,6 +63,43 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
+// After the token has lost a key, an API server that has not restarted reads what is
+// under it, and the others do not.
+func TestUpdateThroughTheServerThatReads(t *testing.T) {
+	for _, tt := range []struct {
+		name, forgot string
+		plain        bool // an object that all servers can read checks them
+		updated      int64
+	}{
+		{"the kubeconfig's has restarted", "https://a:6443", true, 5},
+		{"the other one has restarted", "https://b:6443", true, 5},
+		{"the kubeconfig's has restarted, and all is under the lost key", "https://a:6443", false, 4},
+		{"the other one has restarted, and all is under the lost key", "https://b:6443", false, 4},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newFakeCluster()
+				c.serve("https://b:6443", newKeyID)
+				for _, s := range c.servers {
+					s.forgot = s.name == tt.forgot
+				}
+				c.addMany(5, oldKeyID)
+				if tt.plain {
+					c.plain("secrets")
+				}
+				c.damaged["/registry/secrets/ns/003"] = true
+				got, err := Run(t.Context(), c.config())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got.Updated != tt.updated || got.Left != 1 || got.Kinds[Unreadable] != 1 {
+					t.Errorf("Run = %+v", got)
+				}
+			})
+		})
+	}
+}
+
 func TestUpdateRefused(t *testing.T) {
 	const webhook = `failed calling webhook "w.example.com": connection refused`
 	tests := []struct {
