@@ -31,6 +31,9 @@ func (e *LeftoverError) Error() string {
 
 // Hint says what to do about it.
 func (e *LeftoverError) Hint() string {
+	if at, own := e.ID.Activation(); e.Found && own && !at.After(time.Now()) {
+		return fmt.Sprintf("key %s is active, and nodes use it like any other: do not create another; kekctl key list shows it, and kekctl status whether every node has tested it. To be rid of it, run kekctl rotate and then kekctl key destroy %s --after 30d", e.ID, e.ID)
+	}
 	return fmt.Sprintf("kekctl key list shows whether the key is there; remove it with kekctl key cancel %s before it activates, and with kekctl key destroy once another key is the primary", e.ID)
 }
 

@@ -144,6 +144,27 @@ func TestFailedCreateThatLeavesAKey(t *testing.T) {
 	}
 }
 
+// What to do depends on whether nodes use the key already.
+func TestLeftoverHint(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		in    time.Duration
+		found bool
+		want  string
+	}{
+		{time.Hour, true, "remove it with kekctl key cancel"},
+		{time.Hour, false, "shows whether the key is there"},
+		{-time.Minute, false, "shows whether the key is there"},
+		{-time.Minute, true, "is active, and nodes use it like any other: do not create another"},
+	} {
+		id, err := kek.NewID(time.Now().Add(c.in), rand.Reader)
+		must(t, err)
+		if hint := (&hsm.LeftoverError{ID: id, Found: c.found}).Hint(); !strings.Contains(hint, c.want) {
+			t.Errorf("activation in %v, found %t: %q, want %q", c.in, c.found, hint, c.want)
+		}
+	}
+}
+
 // An id that is in use is refused before anything is made, so that cleaning up can't
 // meet the key that has it.
 func TestCreateOfAUsedIDKeepsTheKey(t *testing.T) {

@@ -202,7 +202,7 @@ func TestDestroyLostAnswer(t *testing.T) {
 	must(t, r.token.Destroy(t.Context(), seen))
 }
 
-// A change that stopped half way is finished by whoever asks for it again, with what
+// A change that stopped half way is finished by the next one that asks for it, with what
 // was seen before, and by a retry of the same call.
 func TestSetUseHalfDone(t *testing.T) {
 	t.Parallel()

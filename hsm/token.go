@@ -216,7 +216,7 @@ func (t *Token) Create(ctx context.Context, id kek.ID) (kek.Info, kek.Mechanism,
 // usage bits or the check value on the token are different now, nothing is changed
 // and the error wraps kek.ErrChanged. Two exceptions: what the token does not tell
 // (a usage bit, the check value 000000) is not compared, and a key that already is
-// in the wanted state, or half way from what was seen, is no conflict. So SetUse can
+// in the wanted state, or half way from what was seen, is not a conflict. So SetUse can
 // be repeated after a lost answer, and two callers that want the same both succeed.
 //
 // No step begins after ctx's deadline; a change that would come too late fails with
@@ -247,7 +247,7 @@ func (t *Token) SetUse(ctx context.Context, seen kek.Info, use Use) (kek.Info, e
 // seen and ctx's deadline are conditions as in SetUse, with the same limit: a change
 // that another process makes between the worker's last reading and C_DestroyObject,
 // which is the next call on the same session, is not noticed. A KEK that is gone
-// already, with its HMAC key left, is no conflict.
+// already, with its HMAC key left, is not a conflict.
 func (t *Token) Destroy(ctx context.Context, seen kek.Info) error {
 	req := wire.DestroyRequest{ID: []byte(seen.ID), Seen: asSeen(seen), NotAfter: notAfter(ctx)}
 	if _, err := t.do(ctx, wire.OpDestroy, noRetry, req, nil, nil); err != nil {
@@ -340,7 +340,7 @@ func (t *Token) observe(ctx context.Context, name string, op wire.Kind, again re
 	result := resultOf(err)
 	endSpan(span, result, err)
 	if errors.Is(err, kek.ErrCorrupt) && kek.Verifying(ctx) {
-		result = "verify" // kekctl verify sent damaged input, which is no failure of the HSM
+		result = "verify" // kekctl verify sent damaged input, which is not a failure of the HSM
 	}
 	t.cfg.Observer.HSMOperation(name, result, time.Since(start), span.TraceID())
 	return out, err

@@ -57,7 +57,7 @@ func TestRefusalIsRemembered(t *testing.T) {
 	}
 }
 
-// What kekctl verify damages is no miss. What it opens is one, whatever it says.
+// What kekctl verify damages is not a miss. What it opens is one, whatever it says.
 func TestVerifyIsCountedApart(t *testing.T) {
 	for name, c := range map[string]struct {
 		class error // the HSM's

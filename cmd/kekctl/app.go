@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"kekd/hsm"
+	"kekd/internal/admin/text"
 	"kekd/internal/config"
 	"kekd/internal/kek"
 	"kekd/internal/logging"
@@ -192,10 +193,7 @@ func (s *session) ring(ctx context.Context) (*kek.Ring, []kek.Info, error) {
 }
 
 // oneLine folds an error of several lines.
-func oneLine(err error) string { return line(err.Error()) }
-
-// line makes one visible line of a text.
-func line(s string) string { return visible(strings.Join(strings.Fields(s), " ")) }
+func oneLine(err error) string { return text.Of(err) }
 
 // isAny reports whether err is of one of the classes.
 func isAny(err error, classes ...error) bool {

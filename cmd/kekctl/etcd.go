@@ -14,15 +14,12 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
-	"go.yaml.in/yaml/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"kekd/internal/apiserverflags"
 	"kekd/internal/config"
 	"kekd/internal/inventory"
 )
-
-// apiserverManifest is kube-apiserver's static pod on a node that kubeadm set up.
-const apiserverManifest = "/etc/kubernetes/manifests/kube-apiserver.yaml"
 
 // etcdFlags say where etcd is. What is not given on the command line is taken from
 // cluster.etcd of kekd's configuration, else from kube-apiserver's static pod, if
@@ -34,6 +31,7 @@ type etcdFlags struct {
 	overrides     []string
 	viaCluster    bool
 	manifest      string
+	warned        bool // that the manifest cannot be read
 	app           *app
 	given         *pflag.FlagSet
 	// kube is for viaCluster. A command that has kubeFlags of its own puts them
@@ -59,7 +57,7 @@ func (f *etcdFlags) add(a *app, flags *pflag.FlagSet) {
 	flags.StringVar(&f.prefix, flagPrefix, "/registry", "kube-apiserver's --etcd-prefix")
 	flags.StringSliceVar(&f.overrides, flagOverrides, nil, "kube-apiserver's --etcd-servers-overrides, `GROUP/RESOURCE#URL;URL`, to read these too; defaults to what its static pod on this machine says; empty for none")
 	flags.BoolVar(&f.viaCluster, "etcd-via-cluster", false, "reach the endpoints through the cluster, from within a static pod of etcd")
-	f.app, f.given, f.manifest = a, flags, apiserverManifest
+	f.app, f.given, f.manifest = a, flags, apiserverflags.KubeadmManifest
 	if f.kube == nil {
 		f.kube = new(kubeFlags)
 		f.kube.add(flags)
@@ -116,12 +114,20 @@ func (f *etcdFlags) complete() error {
 	if err := f.readConfig(set); err != nil {
 		return err
 	}
-	said := readManifest(f.manifest)
-	if said["--etcd-servers"] == "" {
+	said, err := apiserverflags.Read(f.manifest)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, apiserverflags.ErrNotAPIServer) && !f.warned {
+			f.warned = true
+			f.app.note("kekctl: warning: what it says of etcd, such as --%s, is not known: %s", flagOverrides, oneLine(err))
+		}
 		return nil
 	}
-	servers := strings.Split(said["--etcd-servers"], ",")
-	overrides := said["--"+flagOverrides]
+	etcdServers, _ := said.Get("etcd-servers")
+	if etcdServers == "" {
+		return nil
+	}
+	servers := strings.Split(etcdServers, ",")
+	overrides := strings.Join(said.All(flagOverrides), ",") // kube-apiserver adds them up
 	switch {
 	case !set[flagEndpoints]:
 		f.endpoints = servers
@@ -130,7 +136,7 @@ func (f *etcdFlags) complete() error {
 		// unknown, so neither is which other stores belong to it.
 		return fmt.Errorf("%s names %s, and kube-apiserver's static pod %s says --etcd-servers=%s --%s=%s: whether these overrides hold is unclear; "+
 			"give --%s: the same value to read these too, or an empty one to leave them out",
-			givenBy, strings.Join(f.endpoints, ","), f.manifest, said["--etcd-servers"], flagOverrides, overrides, flagOverrides)
+			givenBy, strings.Join(f.endpoints, ","), f.manifest, etcdServers, flagOverrides, overrides, flagOverrides)
 	}
 	if !set[flagOverrides] && overrides != "" {
 		f.overrides = strings.Split(overrides, ",")
@@ -138,12 +144,12 @@ func (f *etcdFlags) complete() error {
 	for flag, v := range map[string]struct {
 		value *string
 		name  string
-	}{flagCA: {&f.ca, "--etcd-cafile"}, flagCert: {&f.cert, "--etcd-certfile"}, flagKey: {&f.key, "--etcd-keyfile"}} {
+	}{flagCA: {&f.ca, "etcd-cafile"}, flagCert: {&f.cert, "etcd-certfile"}, flagKey: {&f.key, "etcd-keyfile"}} {
 		if !set[flag] {
-			*v.value = said[v.name]
+			*v.value, _ = said.Get(v.name)
 		}
 	}
-	if prefix := said["--etcd-prefix"]; prefix != "" && !set[flagPrefix] {
+	if prefix, _ := said.Get("etcd-prefix"); prefix != "" && !set[flagPrefix] {
 		f.prefix = prefix
 	}
 	return nil
@@ -176,41 +182,6 @@ func (f *etcdFlags) readConfig(set map[string]bool) error {
 		}
 	}
 	return nil
-}
-
-// readManifest returns the flags of a static pod. Without a manifest that this user
-// may read and that makes sense there are none.
-func readManifest(path string) map[string]string {
-	b, err := os.ReadFile(path) //nolint:gosec // G304: kube-apiserver's static pod
-	if err != nil {
-		return nil
-	}
-	var pod struct {
-		Spec struct {
-			Containers []struct {
-				Command []string `yaml:"command"`
-				Args    []string `yaml:"args"`
-			} `yaml:"containers"`
-		} `yaml:"spec"`
-	}
-	if err := yaml.Unmarshal(b, &pod); err != nil {
-		return nil
-	}
-	said := map[string]string{}
-	for _, c := range pod.Spec.Containers {
-		words := append(c.Command, c.Args...)
-		for i, word := range words {
-			name, value, ok := strings.Cut(word, "=")
-			if !ok && i+1 < len(words) {
-				value = words[i+1]
-			}
-			if name == "--"+flagOverrides && said[name] != "" {
-				value = said[name] + "," + value // kube-apiserver adds them up
-			}
-			said[name] = value
-		}
-	}
-	return said
 }
 
 // sameSet reports whether two lists have the same elements.
@@ -273,4 +244,29 @@ func (f *etcdFlags) dialer(ctx context.Context) (func(context.Context, string) (
 		}
 		return nil, errors.Join(problems...)
 	}, nil
+}
+
+// take counts what etcd holds.
+func (f *etcdFlags) take(ctx context.Context) (*inventory.Report, error) {
+	store, err := f.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer store.Close()
+	return store.Take(ctx, inventory.Options{})
+}
+
+// check fails where take would, without reading everything.
+func (f *etcdFlags) check(ctx context.Context) error {
+	store, err := f.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	enough := errors.New("one object is enough")
+	_, err = store.Visit(ctx, inventory.Options{}, func(inventory.Object) error { return enough })
+	if errors.Is(err, enough) {
+		return nil
+	}
+	return err
 }

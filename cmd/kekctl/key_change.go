@@ -34,7 +34,7 @@ func newKeyChange(a *app, verb keychange.Verb, short, long string) *cobra.Comman
 func newGuardedChange(a *app, verb keychange.Verb, short, long string, days func() (int, error)) *cobra.Command {
 	flags := new(changeFlags)
 	c := keyChangeCommand(a, verb, short, long, flags, days)
-	c.Flags().StringVar(&flags.force, "force", "", "overrule the witnesses that speak against it: the key's CKA_ID `again`")
+	c.Flags().StringVar(&flags.force, "force", "", "overrule the witnesses that disagree: the key's CKA_ID `again`")
 	c.Flags().DurationVar(&flags.wait, "wait", 0, "wait this long for witnesses that only lag behind, such as after a rotation")
 	flags.witnesses.add(a, c.Flags())
 	return c
@@ -82,7 +82,7 @@ func (a *app) changeKey(ctx context.Context, name string, change keychange.Chang
 	}
 	result, err := keychange.Run(ctx, a.changeDeps(s, flags.yes, &flags.witnesses), change)
 	if err != nil {
-		return err
+		return errors.Join(err, a.printRefusal(change.Verb, err))
 	}
 	a.note("%s", result.Done(s.cfg.KeyRing.Refresh))
 	out := changed{
@@ -93,6 +93,24 @@ func (a *app) changeKey(ctx context.Context, name string, change keychange.Chang
 		row(w, "key_id", out.KeyID)
 		row(w, "done", out.Done)
 	})
+}
+
+// refused is what a change that was not made prints as JSON.
+type refused struct {
+	KeyID    string             `json:"keyID"`
+	Refused  string             `json:"refused"`
+	Reason   string             `json:"reason"`
+	Evidence *evidence.Evidence `json:"evidence"`
+}
+
+// printRefusal prints the evidence that a change was refused on, as JSON. Otherwise the
+// error says enough.
+func (a *app) printRefusal(verb keychange.Verb, err error) error {
+	r, ok := errors.AsType[*keychange.Refused](err)
+	if !ok || r.Evidence == nil || a.output != "json" {
+		return nil
+	}
+	return a.printJSON(refused{r.Evidence.KeyID, string(verb), r.Text, r.Evidence})
 }
 
 // changeDeps is what a change works with.

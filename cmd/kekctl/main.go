@@ -1,5 +1,5 @@
 // Command kekctl is the administrator's tool beside kekd: it creates, rotates and
-// retires KEKs, re-encrypts what stands under old ones, finds out what is wrong, and
+// retires KEKs, re-encrypts what is under old ones, finds out what is wrong, and
 // puts any KMS v2 plugin through its paces.
 package main
 

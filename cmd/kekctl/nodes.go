@@ -27,8 +27,8 @@ func (f *nodeFlags) named(cfg config.Config) []string {
 
 // find returns the nodes: those that are named; else the pods of the cluster, if
 // there is one; else this machine's.
-func (f *nodeFlags) find(ctx context.Context, cfg config.Config, c *cluster.Cluster) ([]nodes.HTTP, error) {
-	var found []nodes.HTTP
+func (f *nodeFlags) find(ctx context.Context, cfg config.Config, c *cluster.Cluster) ([]nodes.Node, error) {
+	var found []nodes.Node
 	for _, u := range f.named(cfg) {
 		n, err := namedNode(u)
 		if err != nil {
@@ -43,12 +43,15 @@ func (f *nodeFlags) find(ctx context.Context, cfg config.Config, c *cluster.Clus
 		return nil, codeError{exitUsage, "--node: is required, since http.address turns off the endpoint of this node"}
 	}
 	if c != nil {
-		found, err := nodes.InCluster(ctx, c, cfg.HTTP.Address)
+		pods, err := nodes.InCluster(ctx, c, cfg.HTTP.Address)
+		for _, p := range pods {
+			found = append(found, p)
+		}
 		if err != nil || len(found) > 0 {
 			return found, err
 		}
 	}
-	return []nodes.HTTP{nodes.Local(cfg.HTTP.Address)}, nil
+	return []nodes.Node{nodes.Local(cfg.HTTP.Address)}, nil
 }
 
 // namedNode reads a --node.

@@ -49,7 +49,7 @@ func (a *app) repeat(ctx context.Context, yes bool, text string) error {
 func (a *app) ask(ctx context.Context, question string) (string, error) {
 	f, ok := a.stdin.(*os.File)
 	if !ok || !term.IsTerminal(int(f.Fd())) {
-		return "", codeError{exitUsage, "there is no terminal to ask on; pass --yes to go on without asking"}
+		return "", codeError{exitUsage, "there is no terminal to ask on; pass --yes to continue without asking"}
 	}
 	_, _ = fmt.Fprint(a.stderr, question)
 	answer, err := readLine(ctx, f)

@@ -61,7 +61,7 @@ func TestConfirm(t *testing.T) {
 				t.Fatal(err)
 			}
 			err := a.confirm(t.Context(), false)
-			if got := text(err); got != want {
+			if got := said(err); got != want {
 				t.Errorf("%q, want %q", got, want)
 			}
 			if !strings.HasPrefix(notes.String(), "Go on? [y/N] ") {
@@ -71,7 +71,7 @@ func TestConfirm(t *testing.T) {
 	}
 }
 
-func text(err error) string {
+func said(err error) string {
 	if err == nil {
 		return ""
 	}
@@ -111,7 +111,7 @@ func TestRepeat(t *testing.T) {
 		if _, err := keyboard.WriteString(typed); err != nil {
 			t.Fatal(err)
 		}
-		if got := text(a.repeat(t.Context(), false, "0a1b")); got != want {
+		if got := said(a.repeat(t.Context(), false, "0a1b")); got != want {
 			t.Errorf("%q: %q, want %q", typed, got, want)
 		}
 	}

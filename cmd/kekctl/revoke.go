@@ -10,6 +10,7 @@ import (
 
 	"kekd/internal/admin/nodes"
 	"kekd/internal/admin/revoke"
+	"kekd/internal/admin/text"
 	"kekd/internal/kek"
 )
 
@@ -65,12 +66,12 @@ func (v *revoker) run(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	watched, err := v.watched(ctx, s)
+	watched, kekds, err := v.watched(ctx, s)
 	if err != nil {
 		return err
 	}
 	cfg := revoke.Config{
-		ID: id, Token: ringToken{s}, Nodes: watched, Refresh: s.cfg.KeyRing.Refresh, Timeout: hsmTimeout,
+		ID: id, Token: ringToken{s}, Nodes: watched, Kekds: kekds, Refresh: s.cfg.KeyRing.Refresh, Timeout: hsmTimeout,
 		Note: func(line string) { v.note("%s", line) }, Clock: time.Now,
 	}
 	if !v.yes {
@@ -106,35 +107,42 @@ func (s *session) findID(ctx context.Context, name string) (kek.ID, error) {
 	return key.ID, err
 }
 
-// watched finds the nodes. A cluster that does not answer, or is none, must not hold up
-// a revocation: then this node alone is watched, and the others look at the ring
-// on their own.
-func (v *revoker) watched(ctx context.Context, s *session) ([]nodes.Node, error) {
+// watched finds the nodes, and how many kekds there must be: one for each API server. A
+// cluster that does not answer, or is none, must not hold up a revocation: then this
+// node alone is watched, and the others look at the ring on their own.
+func (v *revoker) watched(ctx context.Context, s *session) (found []nodes.Node, kekds int, err error) {
+	kekds = len(s.cfg.Cluster.APIServers)
 	if len(v.nodes.named(s.cfg)) > 0 {
-		return all(v.nodes.find(ctx, s.cfg, nil))
+		found, err = v.nodes.find(ctx, s.cfg, nil)
+		return found, 0, err // the administrator knows which they are
 	}
 	c, err := v.kube.connect()
 	if err == nil {
 		limited, cancel := context.WithTimeout(ctx, askTimeout)
 		defer cancel()
-		var found []nodes.Node
-		if found, err = all(v.nodes.find(limited, s.cfg, c)); err == nil {
-			return found, nil
+		if servers, err := c.APIServers(limited); err == nil {
+			kekds = max(kekds, len(servers))
+		}
+		if found, err = v.nodes.find(limited, s.cfg, c); err == nil {
+			return found, kekds, nil
 		}
 	}
 	v.note("kekctl: warning: no cluster to find the nodes in, so only this one is watched; name them with --node (%s)", oneLine(err))
-	return all(v.nodes.find(ctx, s.cfg, nil))
+	found, err = v.nodes.find(ctx, s.cfg, nil)
+	return found, kekds, err
 }
 
 // noteObjects says how much will be unreadable.
 func (v *revoker) noteObjects(ctx context.Context, key kek.Info) {
-	switch objects, err := objectsUnder(ctx, key, &v.etcd); {
-	case err != nil:
-		v.note("etcd was not consulted, so it is not known what is encrypted under it: %s", oneLine(err))
-	case objects == "":
+	report, err := v.etcd.take(ctx)
+	if err != nil {
+		v.note("etcd could not be read, so it is not known what is encrypted under it: %s", oneLine(err))
+		return
+	}
+	if uses := report.Under(key.Ring, key.ID); uses.None() {
 		v.note("No object in etcd is encrypted under it.")
-	default:
-		v.note("%s; they become unreadable.", objects)
+	} else {
+		v.note("%s; they become unreadable.", text.Line(uses.String()))
 	}
 }
 

@@ -277,7 +277,7 @@ func (r *rewrapping) config(store rewrap.Store, show *display) rewrap.Config {
 	return cfg
 }
 
-// run re-encrypts what is not under the primary. What is left of it is no error.
+// run re-encrypts what is not under the primary. What is left of it is not an error.
 func (r *rewrapping) run(ctx context.Context) (rewrap.Result, error) {
 	store, err := r.etcd.open(ctx)
 	if err != nil {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"time"
 
@@ -12,7 +11,6 @@ import (
 	"kekd/internal/admin/doctor"
 	"kekd/internal/admin/evidence"
 	"kekd/internal/admin/keychange"
-	"kekd/internal/admin/nodes"
 	"kekd/internal/admin/rotate"
 	"kekd/internal/cluster"
 	"kekd/internal/kek"
@@ -42,8 +40,8 @@ encrypted under. If a node does not test a new key in time, it cancels the key a
 unless a witness says that the key may be in use already: once active, the key would
 make objects that this node cannot read.
 
-With --if-due it only checks (steps 1 to 3) until the primary is as old as
-keyRing.policy.maxAge says, so that a timer can run it every day.`,
+With --if-due it only reads (steps 1 to 3, without writing anything) until the primary
+is as old as keyRing.policy.maxAge says, so that a timer can run it every day.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r.delayGiven = cmd.Flags().Changed("activate-in")
@@ -144,22 +142,13 @@ func (r *rotator) connect(ctx context.Context, cfg *rotate.Config) error {
 	for _, s := range r.servers {
 		cfg.Servers = append(cfg.Servers, s)
 	}
-	cfg.Nodes, err = all(r.witnesses.nodes.find(limited, r.session.cfg, r.cluster))
+	cfg.Nodes, err = r.witnesses.nodes.find(limited, r.session.cfg, r.cluster)
 	cfg.Members = []rotate.Member{etcdMembers{&r.witnesses.etcd}}
 	return err
 }
 
 // connectTimeout bounds the look for nodes, API servers and members of etcd.
 const connectTimeout = 30 * time.Second
-
-// all are the nodes as what can be asked.
-func all(found []nodes.HTTP, err error) ([]nodes.Node, error) {
-	var list []nodes.Node
-	for _, n := range found {
-		list = append(list, n)
-	}
-	return list, err
-}
 
 // doctorStep examines this node. A key that is too old is why a rotation runs.
 func (r *rotator) doctorStep(ctx context.Context) (checks int, failed []string) {
@@ -173,9 +162,9 @@ func (r *rotator) doctorStep(ctx context.Context) (checks int, failed []string) 
 }
 
 // cancel removes a pending key, if every witness says that nothing used it.
-func (r *rotator) cancel(ctx context.Context, key kek.Info) error {
+func (r *rotator) cancel(ctx context.Context, key kek.Info, made time.Time) error {
 	change := keychange.Change{
-		Verb: keychange.Cancel,
+		Verb: keychange.Cancel, Made: made,
 		Find: func(ring *kek.Ring) (kek.Info, error) { return findKey(ring, key.ID.String()) },
 	}
 	_, err := keychange.Run(ctx, r.changeDeps(r.session, true, &r.witnesses), change)
@@ -183,16 +172,8 @@ func (r *rotator) cancel(ctx context.Context, key kek.Info) error {
 }
 
 // evidence asks every witness about a retired key.
-func (r *rotator) evidence(ctx context.Context, key kek.Info, ring *kek.Ring) (rotate.Standing, error) {
+func (r *rotator) evidence(ctx context.Context, key kek.Info, ring *kek.Ring) (evidence.Evidence, error) {
 	w := r.witnesses.find(ctx, r.session)
 	w.Token, w.Clock = sessionToken{r.session}, time.Now
-	e, err := evidence.Gather(ctx, w, evidence.Question{Key: key, Ring: ring})
-	if err != nil {
-		return rotate.Standing{}, err
-	}
-	standing := rotate.Standing{Unused: e.Verdict == evidence.Unused, Wait: e.Wait}
-	for _, f := range e.Against() {
-		standing.Against = append(standing.Against, fmt.Sprint(f))
-	}
-	return standing, nil
+	return evidence.Gather(ctx, w, evidence.Question{Key: key, Ring: ring})
 }

@@ -16,8 +16,24 @@ import (
 // rotated is what etcd holds, for a rotation.
 type rotated struct{ *rotator }
 
+// Check implements rotate.Objects.
+func (r rotated) Check(ctx context.Context, keyID string) (rotate.Checked, error) {
+	return r.check(ctx, keyID, func(ctx context.Context, cfg rewrap.Config) (rewrap.Writers, error) {
+		plan, err := rewrap.Look(ctx, cfg)
+		return rewrap.Writers{Plan: plan}, err
+	})
+}
+
 // CheckWriters implements rotate.Objects.
 func (r rotated) CheckWriters(ctx context.Context, keyID string) (rotate.Checked, error) {
+	return r.check(ctx, keyID, rewrap.CheckWriters)
+}
+
+func (r rotated) check(ctx context.Context, keyID string, look func(context.Context, rewrap.Config) (rewrap.Writers, error)) (rotate.Checked, error) {
+	label, _, err := kek.ParseKeyID(keyID)
+	if err != nil {
+		return rotate.Checked{}, err
+	}
 	work := r.rewrapping(keyID)
 	store, err := work.etcd.open(ctx)
 	if err != nil {
@@ -26,11 +42,7 @@ func (r rotated) CheckWriters(ctx context.Context, keyID string) (rotate.Checked
 	defer store.Close()
 	show := display{app: r.app}
 	defer show.clear()
-	writers, err := rewrap.CheckWriters(ctx, work.config(store, &show))
-	if err != nil {
-		return rotate.Checked{}, err
-	}
-	label, _, err := kek.ParseKeyID(keyID)
+	writers, err := look(ctx, work.config(store, &show))
 	if err != nil {
 		return rotate.Checked{}, err
 	}

@@ -32,7 +32,7 @@ func addServers(flags *pflag.FlagSet, urls *[]string) {
 	flags.StringArrayVar(urls, "apiserver", nil, "`URL` of a kube-apiserver, once for each (default: cluster.apiServers, or else those that the cluster lists)")
 }
 
-// find finds the witnesses. Whoever cannot be found is a finding, too.
+// find finds the witnesses. One that cannot be found is a finding, too.
 func (f *witnessFlags) find(ctx context.Context, s *session) evidence.Witnesses {
 	w := evidence.Witnesses{Refresh: s.cfg.KeyRing.Refresh, Etcd: etcdWitness{&f.etcd}}
 	missing := func(witness string, err error) {
@@ -46,12 +46,8 @@ func (f *witnessFlags) find(ctx context.Context, s *session) evidence.Witnesses 
 	} else {
 		f.findServers(ctx, s, c, &w, missing)
 	}
-	nodes, err := f.nodes.find(ctx, s.cfg, c)
-	if err != nil {
+	if w.Nodes, err = f.nodes.find(ctx, s.cfg, c); err != nil {
 		missing("nodes", err)
-	}
-	for _, n := range nodes {
-		w.Nodes = append(w.Nodes, n)
 	}
 	if c != nil && len(f.nodes.named(s.cfg)) > 0 {
 		// Not all may be named. Where the pods cannot be listed, that there must be one
@@ -73,7 +69,7 @@ func (f *witnessFlags) findServers(ctx context.Context, s *session, c *cluster.C
 	listed, err := c.APIServers(ctx)
 	found := listed
 	if len(urls) > 0 {
-		w.Listed = len(listed) // none if they could not be listed
+		w.Named, w.Listed = true, len(listed) // none if they could not be listed
 		found, err = c.AddressedAPIServers(urls...)
 	}
 	if err != nil {

@@ -65,7 +65,7 @@ func statesOf(r *kek.Ring) map[string]kek.State {
 }
 
 // logKeyChanges logs what administrators and time have done to the keys. The keys of
-// the first look are no change.
+// the first look are not a change.
 func logKeyChanges(log *zap.Logger, changes []keyChange) {
 	for _, c := range changes {
 		if c.first {

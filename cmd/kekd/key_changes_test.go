@@ -11,7 +11,7 @@ import (
 )
 
 // Each change of a key has one line in the log, with the verb of the command that
-// makes it. What the first look finds is no change.
+// makes it. What the first look finds is not a change.
 func TestChangesOfKeysAreLogged(t *testing.T) {
 	const none = kek.State(0)
 	for _, c := range []struct {

@@ -16,7 +16,7 @@ import (
 // and come first, so that whoever is interrupted in between leaves a key that
 // the label keeps out of use.
 //
-// Each step reads the key anew and goes on only if the key is as it was seen, or
+// Each step rereads the key and continues only if the key is as it was seen, or
 // as steps of this very change leave it. So a change whose answer was lost can be
 // asked for again, and so can one that somebody else has made already: both want
 // the same, and both succeed.
@@ -108,7 +108,7 @@ type useStep struct {
 	// before is what the token said of it, nil where nobody else may change it.
 	before []byte
 	// optional: the label has put the key out of use already, so a token that does
-	// not let go of the right is no failure.
+	// not let go of the right is not a failure.
 	optional bool
 	hint     string
 }

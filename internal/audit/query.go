@@ -54,7 +54,7 @@ type found struct {
 }
 
 // Query calls do for every Event that passes, all chains together in the order of
-// time; line is as it stands in the file, with its newline. It proves nothing: what
+// time; line is as it is in the file, with its newline. It proves nothing: what
 // is not a line is passed over, and counted.
 func Query(ctx context.Context, paths []string, f Filter, do func(chain string, r *Record, line []byte) error) (skipped int, err error) {
 	files, _, err := find(paths)

@@ -8,6 +8,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/kubernetes"
 )
 
 // Resources are what a cluster's API serves.
@@ -17,13 +18,20 @@ type Resources map[schema.GroupResource]Served
 type Served struct {
 	schema.GroupVersionResource
 	Namespaced bool
+	// Patched: its objects can be patched.
+	Patched bool
 }
 
-// Resources asks the cluster for the resources that can be read one by one. An API
-// group whose own server is away is no error: such a server keeps nothing in
-// kube-apiserver's etcd.
+// Resources asks the cluster for the resources that can be read one by one.
 func (c *Cluster) Resources(ctx context.Context) (Resources, error) {
-	lists, err := discovery.ServerPreferredResourcesWithContext(ctx, discovery.ToDiscoveryInterfaceWithContext(c.Kube.Discovery()))
+	return ServedBy(ctx, c.Kube)
+}
+
+// ServedBy asks a cluster for the resources that can be read one by one. An API group
+// whose own server is away is not an error: such a server keeps nothing in
+// kube-apiserver's etcd.
+func ServedBy(ctx context.Context, kube kubernetes.Interface) (Resources, error) {
+	lists, err := discovery.ServerPreferredResourcesWithContext(ctx, discovery.ToDiscoveryInterfaceWithContext(kube.Discovery()))
 	if err != nil && !discovery.IsGroupDiscoveryFailedError(err) {
 		return nil, fmt.Errorf("ask the cluster for its resources: %w", err)
 	}
@@ -35,7 +43,7 @@ func (c *Cluster) Resources(ctx context.Context) (Resources, error) {
 		}
 		for _, r := range list.APIResources {
 			if slices.Contains(r.Verbs, "get") {
-				served[schema.GroupResource{Group: version.Group, Resource: r.Name}] = Served{version.WithResource(r.Name), r.Namespaced}
+				served[schema.GroupResource{Group: version.Group, Resource: r.Name}] = Served{version.WithResource(r.Name), r.Namespaced, slices.Contains(r.Verbs, "patch")}
 			}
 		}
 	}
@@ -62,6 +70,29 @@ func (r Resources) Find(name string) (Served, bool) {
 		}
 	}
 	return best, found
+}
+
+// Spelled returns the name that inventory.Object has for a resource, which is named here
+// with its group, as an EncryptionConfiguration does.
+func (r Resources) Spelled(name string) string {
+	plural, group, _ := strings.Cut(name, ".")
+	if rank(group) == foreign {
+		return name
+	}
+	if s, served := r.Find(plural); served && s.Group == group {
+		return plural
+	}
+	return name
+}
+
+// Fits reports whether the path behind the resource in a key of etcd is that of an
+// object.
+func (s Served) Fits(path []string) bool {
+	parts := 1
+	if s.Namespaced {
+		parts = 2
+	}
+	return len(path) == parts && !slices.Contains(path, "")
 }
 
 // foreign groups are not of kube-apiserver itself.

@@ -3,8 +3,10 @@ package inventory
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"kekd/internal/kek"
@@ -100,6 +102,19 @@ type Uses struct {
 
 // None reports that no object can need the KEK.
 func (u Uses) None() bool { return u.Objects+u.Unclear == 0 }
+
+// String says how many objects need the KEK, or may.
+func (u Uses) String() string {
+	counts := make([]string, 0, len(u.Resources))
+	for _, r := range slices.Sorted(maps.Keys(u.Resources)) {
+		counts = append(counts, fmt.Sprintf("%d of %s", u.Resources[r], r))
+	}
+	text := fmt.Sprintf("%d objects are encrypted under it", u.Objects)
+	if u.Unclear > 0 {
+		text += fmt.Sprintf(", and %d may be, since kekctl cannot tell their key (kekctl inventory shows why)", u.Unclear)
+	}
+	return text + ": " + strings.Join(counts, ", ")
+}
 
 // Under returns how many objects are encrypted, or may be, under the KEK with this
 // ring label and CKA_ID.

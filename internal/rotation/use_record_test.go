@@ -192,7 +192,7 @@ func TestUseAcrossRestarts(t *testing.T) {
 	}
 }
 
-// What cannot be recorded is not done, and what is done goes on.
+// What cannot be recorded is not done, and what is being done continues.
 func TestUseThatCannotBeRecorded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

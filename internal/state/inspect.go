@@ -45,7 +45,7 @@ func OpenExisting(path string) (*Dir, error) {
 	return &Dir{path: path, create: create}, nil
 }
 
-// check refuses what is no directory of ours alone.
+// check refuses what is not a directory of ours alone.
 func check(path string) error {
 	found, err := Inspect(path)
 	switch {

@@ -360,7 +360,7 @@ func (n *Node) Ask(ctx context.Context) (s *httpapi.Status, ahead, uncertainty t
 		}
 		n.look()
 		s = &httpapi.Status{
-			Time: time.Now().Add(n.Offset), RingProblem: n.problem,
+			Time: time.Now().Add(n.Offset), RingProblem: n.problem, Node: n.name,
 			Health: health.Report{KeyID: n.current}, Refresh: httpapi.Duration(Refresh),
 		}
 		if n.ring == nil {

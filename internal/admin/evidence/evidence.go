@@ -67,7 +67,7 @@ type Evidence struct {
 	// conditional on it.
 	Key kek.Info `json:"-"`
 	// Wait is how much longer the key must stay out of use before the slowest witness
-	// cannot be behind; zero if anything else speaks against the key.
+	// cannot be behind; zero if anything else says that the key is in use.
 	Wait time.Duration `json:"-"`
 	// Until is when the evidence for a pending key expires: from then on a node may
 	// use the key. Zero for other keys.
@@ -88,8 +88,8 @@ func (e Evidence) Against() []Finding {
 // maxSummary bounds a summary, in bytes: the audit trail keeps no more of a text.
 const maxSummary = 800
 
-// Summary is the evidence in one line for the audit trail. What speaks against the
-// key comes first, in case the rest is cut off.
+// Summary is the evidence in one line for the audit trail. The witnesses that disagree
+// come first, in case the rest is cut off.
 func (e Evidence) Summary() string {
 	var b strings.Builder
 	b.WriteString("evidence " + string(e.Verdict))
@@ -115,6 +115,10 @@ type Question struct {
 	Ring *kek.Ring
 	// Pending: the key must never have been used. Otherwise it must be out of use.
 	Pending bool
+	// Made is when the key was made, by this machine's clock; zero if that is not known.
+	// A node that has only begun to record its use since then may have used the key before
+	// its record was lost.
+	Made time.Time
 }
 
 // Token reads the ring.
@@ -148,7 +152,9 @@ type Witnesses struct {
 	// Kekds is how many kekds the cluster is known to run, at least. There must be one
 	// for each API server anyway.
 	Kekds int
-	// Listed is how many API servers the cluster lists, where others were named.
+	// Named: the administrator has named the API servers, so there are no others. Listed
+	// is how many the cluster lists then.
+	Named  bool
 	Listed int
 	// Missing are findings about witnesses that were not found at all.
 	Missing []Finding

@@ -122,6 +122,13 @@ func TestGather(t *testing.T) {
 		}, Unknown, "nodes: unknown: no permission", 0},
 		{"more kekds in the cluster", func(w *Witnesses) { w.Kekds = 3 }, Unknown, "the cluster runs 3 kekds and only 1 were asked", 0},
 		{"more API servers in the cluster", func(w *Witnesses) { w.Listed = 2 }, Unknown, "apiservers: unknown: the cluster lists 2 and only 1 are named", 0},
+		{"more kekds than API servers that are listed", func(w *Witnesses) {
+			w.Nodes = append(w.Nodes, node{name: "n2", status: status(10*time.Minute, func(s *httpapi.Status) { s.Node = "b" })})
+		}, Unknown, "apiservers: unknown: 2 kekds run, and the cluster lists only 1 API servers: one may be down; name every API server with --apiserver or cluster.apiServers", 0},
+		{"more kekds than API servers that are named", func(w *Witnesses) {
+			w.Nodes = append(w.Nodes, node{name: "n2", status: status(10*time.Minute, func(s *httpapi.Status) { s.Node = "b" })})
+			w.Named, w.Listed = true, 1
+		}, Unused, "node n2: unused", 0},
 		{"one kekd by two addresses", func(w *Witnesses) {
 			w.Nodes = append(w.Nodes, w.Nodes[0])
 			w.APIServers = append(w.APIServers, w.APIServers[0])
@@ -164,6 +171,49 @@ func TestGather(t *testing.T) {
 		})
 	}
 }
+
+// TestPendingRecord: a node that lost its record may have used a pending key before.
+func TestPendingRecord(t *testing.T) {
+	tests := []struct {
+		name string
+		// recorded and made are how long ago; 0 means that it is not known.
+		recorded, made time.Duration
+		ahead          time.Duration
+		want           Verdict
+		wait           time.Duration
+	}{
+		{"a record from before the key", 40 * time.Second, 30 * time.Second, 0, Unused, 0},
+		{"a record from after the key", 20 * time.Second, 30 * time.Second, 0, Unknown, 61 * time.Second},
+		{"a record from before the key, as far as clocks tell", 30 * time.Second, 30 * time.Second, 0, Unknown, 51 * time.Second},
+		{"a young record, and when the key was made is not known", 20 * time.Second, 0, 0, Unused, 0},
+		{"a record that is old enough", 2 * time.Minute, 3 * time.Minute, 0, Unused, 0},
+		{"the clock is a minute ahead", 30 * time.Second, 40 * time.Second, time.Minute, Unknown, 111 * time.Second},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				now := time.Now()
+				pending := kek.Info{Ring: "r", ID: "\x03", State: kek.Pending, Activation: now.Add(10 * time.Minute)}
+				q := Question{Key: pending, Pending: true}
+				if tt.made > 0 {
+					q.Made = now.Add(-tt.made)
+				}
+				w := good()
+				w.Token = ring{pending}
+				w.Nodes = []Node{node{"n", status(time.Hour, func(s *httpapi.Status) { s.UseRecorded = now.Add(tt.ahead - tt.recorded) }), tt.ahead}}
+				e, err := Gather(t.Context(), w, q)
+				if err != nil || e.Verdict != tt.want || (e.Wait-tt.wait).Abs() > time.Second {
+					t.Errorf("%v, %v, wait %v; want %s, wait %v", e, err, e.Wait, tt.want, tt.wait)
+				}
+			})
+		})
+	}
+}
+
+// ring is a token with the given keys.
+type ring []kek.Info
+
+func (r ring) Ring(context.Context) (*kek.Ring, error) { return &kek.Ring{Label: "r", Keys: r}, nil }
 
 // Evidence for a pending key expires before any clock comes near the activation.
 func TestUntil(t *testing.T) {

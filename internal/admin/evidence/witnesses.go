@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"kekd/internal/admin/nodes"
+	"kekd/internal/admin/text"
 	"kekd/internal/cluster"
 	"kekd/internal/inventory"
 	"kekd/internal/kek"
@@ -29,7 +29,7 @@ func askToken(ctx context.Context, w Witnesses, q Question, e *Evidence) (Findin
 	}
 	ring, err := w.Token.Ring(ctx)
 	if err != nil {
-		f.Detail = "could not be asked: " + oneLine(err)
+		f.Detail = "could not be asked: " + text.Of(err)
 		return f, nil
 	}
 	key, ok := ring.Lookup(q.Key.ID)
@@ -63,19 +63,12 @@ func (e *Evidence) addNodes(w Witnesses, q Question, reports []nodes.Report, now
 			j.ahead = max(j.ahead, r.Ahead+r.Uncertainty)
 		}
 	}
-	known, seen := 0, map[string]bool{}
 	for _, r := range reports {
-		if r.Err == nil && r.Status.Node != "" {
-			if seen[r.Status.Node] {
-				continue // the same kekd, by another address
-			}
-			seen[r.Status.Node] = true
-		}
-		known++
 		f := j.node(r)
 		f.Witness = "node " + r.Node.Name()
 		e.Findings = append(e.Findings, f)
 	}
+	known := nodes.Distinct(reports)
 	switch {
 	case known == 0 && w.missing("nodes"):
 	case known == 0:
@@ -87,10 +80,11 @@ func (e *Evidence) addNodes(w Witnesses, q Question, reports []nodes.Report, now
 		e.Findings = append(e.Findings, Finding{Witness: "nodes", Verdict: Unknown,
 			Detail: fmt.Sprintf("the cluster runs %d kekds and only %d were asked; name every kekd with --node or cluster.nodes", w.Kekds, known)})
 	}
-	if servers := len(w.APIServers); servers > 0 && known > servers {
-		// The cluster stops listing an API server that has not reported for some seconds.
+	if servers := len(w.APIServers); servers > 0 && known > servers && !w.Named {
+		// The cluster stops listing an API server that has not reported for some seconds,
+		// and that may come back with what it last wrote under.
 		e.Findings = append(e.Findings, Finding{Witness: "apiservers", Verdict: Unknown,
-			Detail: fmt.Sprintf("%d kekds and only %d API servers are known; name every API server with --apiserver or cluster.apiServers", known, servers)})
+			Detail: fmt.Sprintf("%d kekds run, and the cluster lists only %d API servers: one may be down; name every API server with --apiserver or cluster.apiServers", known, servers)})
 	}
 	if q.Pending {
 		e.Until = q.Key.Activation.Add(-j.refresh - pendingMargin - j.ahead)
@@ -109,7 +103,7 @@ type judge struct {
 
 func (j judge) node(r nodes.Report) Finding {
 	if r.Err != nil {
-		return Finding{Verdict: Unknown, Detail: "could not be asked: " + oneLine(r.Err)}
+		return Finding{Verdict: Unknown, Detail: "could not be asked: " + text.Of(r.Err)}
 	}
 	s := r.Status
 	switch {
@@ -124,10 +118,24 @@ func (j judge) node(r nodes.Report) Finding {
 	return j.retired(r)
 }
 
+// lag is how far the slowest witness can be behind.
+func (j judge) lag() time.Duration { return j.refresh + apiServerPoll + j.offset + slack }
+
+// ours is when something was by our clock, at the latest, that a node has a time for.
+func (j judge) ours(t time.Time, r nodes.Report) time.Time { return t.Add(-r.Ahead + r.Uncertainty) }
+
 // pending: the node has never used the key, and is not about to.
 func (j judge) pending(r nodes.Report) Finding {
 	if k, ok := r.Key(j.q.Key.ID.String()); ok && !k.LastUsed.IsZero() {
 		return Finding{Verdict: Used, Detail: fmt.Sprintf("used it %s ago", ago(r.Status.Time.Sub(k.LastUsed)))}
+	}
+	// A record that began after the key was made may follow one that was lost. Until the
+	// API servers must have asked the node since, they may use what it published before.
+	recorded := j.ours(r.Status.UseRecorded, r)
+	if idle, lag := j.now.Sub(recorded), j.lag(); !j.q.Made.IsZero() && !recorded.Before(j.q.Made) && idle <= lag {
+		wait := lag - idle + time.Millisecond
+		return Finding{Verdict: Unknown, wait: wait,
+			Detail: fmt.Sprintf("began to record its use %s ago, and what it did before is not known; that must be %s ago, so wait %s", ago(idle), ago(lag), ago(wait))}
 	}
 	left := j.q.Key.Activation.Sub(j.now.Add(r.Ahead + r.Uncertainty))
 	if least := j.refresh + pendingMargin; left <= least {
@@ -163,9 +171,7 @@ func (j judge) retired(r nodes.Report) Finding {
 	if last.IsZero() {
 		last, what = s.UseRecorded, "has not used it since it began to record"
 	}
-	// By our clock, at the latest.
-	idle := j.now.Sub(last.Add(-r.Ahead + r.Uncertainty))
-	lag := j.refresh + apiServerPoll + j.offset + slack
+	idle, lag := j.now.Sub(j.ours(last, r)), j.lag()
 	if idle <= lag {
 		wait := lag - idle + time.Millisecond
 		return Finding{Verdict: Used, wait: wait,
@@ -248,7 +254,7 @@ func judgeServer(a serverReport, the, ours map[string]bool) Finding {
 	case errors.Is(a.err, cluster.ErrNoKMS):
 		return Finding{Verdict: Unused, Detail: "has no KMS v2 provider"}
 	case a.err != nil:
-		return Finding{Verdict: Unknown, Detail: "could not be asked: " + oneLine(a.err)}
+		return Finding{Verdict: Unknown, Detail: "could not be asked: " + text.Of(a.err)}
 	}
 	var others []string
 	mine := false
@@ -265,7 +271,7 @@ func judgeServer(a serverReport, the, ours map[string]bool) Finding {
 	}
 	switch {
 	case a.use.Problem != "":
-		return Finding{Verdict: Unknown, Detail: "is not healthy: " + nodes.Line(a.use.Problem)}
+		return Finding{Verdict: Unknown, Detail: "is not healthy: " + text.Line(a.use.Problem)}
 	case len(others) == 0:
 		return Finding{Verdict: Unknown, Detail: "none of its KMS providers has answered yet"}
 	case !mine:
@@ -285,28 +291,15 @@ func askEtcd(ctx context.Context, w Witnesses, q Question) Finding {
 	// a witness that is overruled must have the same name when it is asked again.
 	f.Witness = "etcd " + w.Etcd.Name()
 	if err != nil {
-		f.Detail = "could not be asked: " + oneLine(err)
+		f.Detail = "could not be asked: " + text.Of(err)
 		return f
 	}
 	if uses := report.Under(q.Key.Ring, q.Key.ID); !uses.None() {
-		f.Verdict, f.Detail = Used, nodes.Line(needs(uses))
+		f.Verdict, f.Detail = Used, text.Line(uses.String())
 		return f
 	}
 	f.Verdict, f.Detail = Unused, fmt.Sprintf("no object of %d is encrypted under it", report.Objects)
 	return f
-}
-
-// needs says how many objects need a key, or may.
-func needs(uses inventory.Uses) string {
-	counts := make([]string, 0, len(uses.Resources))
-	for _, r := range slices.Sorted(maps.Keys(uses.Resources)) {
-		counts = append(counts, fmt.Sprintf("%d of %s", uses.Resources[r], r))
-	}
-	text := fmt.Sprintf("%d objects are encrypted under it", uses.Objects)
-	if uses.Unclear > 0 {
-		text += fmt.Sprintf(", and %d may be, since kekctl cannot tell their key (kekctl inventory shows why)", uses.Unclear)
-	}
-	return fmt.Sprintf("%s: %s", text, strings.Join(counts, ", "))
 }
 
 // isKey reports whether a key_id names the key, whatever check value it has.
@@ -327,5 +320,3 @@ func clock(ahead time.Duration) string {
 }
 
 func ago(d time.Duration) string { return d.Round(time.Second).String() }
-
-func oneLine(err error) string { return nodes.Line(err.Error()) }

@@ -17,6 +17,7 @@ import (
 
 	"kekd/hsm"
 	"kekd/internal/admin/evidence"
+	"kekd/internal/admin/wait"
 	"kekd/internal/kek"
 )
 
@@ -37,11 +38,11 @@ type Trail interface {
 
 // Asker asks the administrator.
 type Asker interface {
-	// Confirm returns nil if he agrees.
+	// Confirm returns nil if the administrator agrees.
 	Confirm(ctx context.Context) error
-	// Repeat returns nil if he enters the text again.
+	// Repeat returns nil if the administrator enters the text again.
 	Repeat(ctx context.Context, text string) error
-	// Note tells him something.
+	// Note shows a message.
 	Note(text string)
 }
 
@@ -52,11 +53,13 @@ type Change struct {
 	Find func(*kek.Ring) (kek.Info, error)
 	// Days is how many days a key stays restorable, for Destroy.
 	Days int
-	// Force overrules the witnesses that speak against the change. The administrator
+	// Force overrules the witnesses that disagree. The administrator
 	// has named the key a second time.
 	Force bool
 	// Wait is how long to wait for witnesses that only lag.
 	Wait time.Duration
+	// Made is when the key was made, for Cancel; zero if that is not known.
+	Made time.Time
 }
 
 // Deps are what a change works with.
@@ -81,16 +84,18 @@ type Result struct {
 	Key kek.Info
 	// Evidence is what the change was made on; nil where none is needed.
 	Evidence *evidence.Evidence
-	// Overruled are the witnesses that spoke against it.
+	// Overruled are the witnesses that disagreed.
 	Overruled []evidence.Finding
 }
 
 // Refused is a change that was not made. Nothing was done.
 type Refused struct {
 	Text string
-	// Against are the witnesses that speak against it.
-	Against []evidence.Finding
-	hint    string
+	// Against are the witnesses that disagree, and Evidence is all that was
+	// gathered; nil where none was.
+	Against  []evidence.Finding
+	Evidence *evidence.Evidence
+	hint     string
 }
 
 // Error implements error: the witnesses follow, one to a line.
@@ -222,7 +227,7 @@ func (m *machine) weigh(ctx context.Context) (step, error) {
 				told = who
 				m.Asker.Note(fmt.Sprintf("Waits up to %s until key %s is out of use everywhere:%s", left.Round(time.Second), m.key.ID, lines(against)))
 			}
-			if err := pause(ctx, min(e.Wait, left)); err != nil {
+			if err := wait.Pause(ctx, min(e.Wait, left)); err != nil {
 				return nil, err
 			}
 			continue
@@ -250,10 +255,10 @@ func (m *machine) findWitnesses(ctx context.Context) {
 }
 
 func (m *machine) gather(ctx context.Context) (evidence.Evidence, error) {
-	return evidence.Gather(ctx, m.witnesses, evidence.Question{Key: m.key, Pending: m.Verb == Cancel})
+	return evidence.Gather(ctx, m.witnesses, evidence.Question{Key: m.key, Pending: m.Verb == Cancel, Made: m.Made})
 }
 
-// refuse says who speaks against the change, and what helps.
+// refuse says which witnesses disagree, and what helps.
 func (m *machine) refuse(e evidence.Evidence) error {
 	against := e.Against()
 	hint := fmt.Sprintf("--force %s overrules these witnesses", m.key.ID)
@@ -269,7 +274,7 @@ func (m *machine) refuse(e evidence.Evidence) error {
 	}
 	return &Refused{
 		Text:    fmt.Sprintf("key %s stays as it is, since to %s it may make objects unreadable:", m.key.ID, m.Verb),
-		Against: against, hint: hint,
+		Against: against, Evidence: &e, hint: hint,
 	}
 }
 
@@ -305,8 +310,8 @@ func (m *machine) commit(ctx context.Context) (step, error) {
 	})
 }
 
-// recheck looks at everything once more: the administrator took his time, and
-// somebody else may have had a turn. It returns the key as the token holds it.
+// recheck looks at everything once more: the answer may have taken long, and somebody
+// else may have had a turn. It returns the key as the token holds it.
 func (m *machine) recheck(ctx context.Context) (kek.Info, error) {
 	before := m.key
 	if m.Verb.guarded() {
@@ -453,14 +458,3 @@ type boundedToken struct{ m *machine }
 
 // Ring implements evidence.Token.
 func (t boundedToken) Ring(ctx context.Context) (*kek.Ring, error) { return t.m.ring(ctx) }
-
-func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-timer.C:
-		return nil
-	}
-}

@@ -62,7 +62,7 @@ var conditions = []condition{
 		w.servers[1].behind, w.servers[1].until = k.ID, time.Now().Add(time.Minute)
 	}, "encrypts under it", "encrypts under it"},
 	{"apiserver", "uses another plugin", func(w *world, _ kek.Info) { w.servers[1].plain = true }, made, made},
-	{"apiserver", "is not listed while it is down", func(w *world, _ kek.Info) { w.servers = w.servers[:1] }, "2 kekds and only 1 API servers are known", "2 kekds and only 1 API servers are known"},
+	{"apiserver", "is not listed while it is down", func(w *world, _ kek.Info) { w.servers = w.servers[:1] }, "2 kekds run, and the cluster lists only 1 API servers", "2 kekds run, and the cluster lists only 1 API servers"},
 	{"etcd", "holds 7 secrets under it", func(w *world, k kek.Info) { w.etcd.secrets[k.KeyID()] = 7 }, "7 objects are encrypted under it: 7 of secrets", "7 objects are encrypted under it: 7 of secrets"},
 	{"etcd", "holds 7 under it with no check value", func(w *world, k kek.Info) {
 		w.etcd.secrets[kek.KeyID(k.Ring, k.ID, kek.CheckValue{})] = 7

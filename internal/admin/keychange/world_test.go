@@ -12,6 +12,7 @@ import (
 
 	"kekd/hsm"
 	"kekd/internal/admin/evidence"
+	"kekd/internal/admin/wait"
 	"kekd/internal/cluster"
 	"kekd/internal/httpapi"
 	"kekd/internal/inventory"
@@ -276,7 +277,7 @@ func (a *asker) answer(ctx context.Context) error {
 	if err := a.w.asked(ctx, "prompt"); err != nil {
 		return err
 	}
-	if err := pause(ctx, a.thinks); err != nil {
+	if err := wait.Pause(ctx, a.thinks); err != nil {
 		return err
 	}
 	return a.refuses
@@ -308,7 +309,7 @@ func (r *trail) Do(ctx context.Context, operation, keyID, detail string, change 
 	if err := r.w.asked(ctx, "lock"); err != nil {
 		return err
 	}
-	if err := pause(ctx, r.waits); err != nil {
+	if err := wait.Pause(ctx, r.waits); err != nil {
 		return err
 	}
 	r.inside = true

@@ -39,7 +39,7 @@ func Take(ctx context.Context, dir string, wait time.Duration) (release func(), 
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			// For whoever is refused; the lock holds without it, so a full disk does not matter.
+			// For those that are refused; the lock holds without it, so a full disk does not matter.
 			if f.Truncate(0) == nil {
 				_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 			}

@@ -20,6 +20,20 @@ type Token interface {
 	Try(ctx context.Context, id kek.ID) (kek.Mechanism, error)
 }
 
+// Seen is a token together with the keys that nodes were seen to publish: a new key must
+// activate after these too.
+type Seen struct {
+	Token
+	Published []kek.ID
+}
+
+// View implements Token.
+func (t Seen) View(ctx context.Context) (View, error) {
+	v, err := t.Token.View(ctx)
+	v.Published = append(v.Published, t.Published...)
+	return v, err
+}
+
 // Made is a new key.
 type Made struct {
 	// Key is the key as the token has it; its state is Primary or Pending.

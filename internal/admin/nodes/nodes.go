@@ -14,8 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
 
+	"kekd/internal/admin/text"
 	"kekd/internal/cluster"
 	"kekd/internal/httpapi"
 )
@@ -46,11 +46,11 @@ func Local(address string) HTTP {
 
 // Parse reads the URL of a kekd's HTTP endpoint, or an address alone.
 func Parse(s string) (HTTP, error) {
-	text := s
-	if !strings.Contains(text, "://") {
-		text = "http://" + text
+	address := s
+	if !strings.Contains(address, "://") {
+		address = "http://" + address
 	}
-	u, err := url.Parse(text)
+	u, err := url.Parse(address)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return HTTP{}, fmt.Errorf("must be the URL of a kekd's HTTP endpoint, such as http://10.0.0.1:8780, got %q", s)
 	}
@@ -60,11 +60,11 @@ func Parse(s string) (HTTP, error) {
 // InCluster finds the kekd pods of the cluster, each listening on this address of
 // its own machine.
 func InCluster(ctx context.Context, c *cluster.Cluster, address string) ([]HTTP, error) {
-	_, text, err := net.SplitHostPort(address)
+	_, number, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, err
 	}
-	port, err := strconv.Atoi(text)
+	port, err := strconv.Atoi(number)
 	if err != nil {
 		return nil, err
 	}
@@ -140,14 +140,33 @@ func AskAll(ctx context.Context, all []Node) []Report {
 	reports := make([]Report, len(all))
 	var wait sync.WaitGroup
 	for i, n := range all {
-		wait.Go(func() {
-			r := Report{Node: n}
-			r.Status, r.Ahead, r.Uncertainty, r.Err = n.Ask(ctx)
-			reports[i] = r
-		})
+		wait.Go(func() { reports[i] = Ask(ctx, n) })
 	}
 	wait.Wait()
 	return reports
+}
+
+// Ask asks one node.
+func Ask(ctx context.Context, n Node) Report {
+	r := Report{Node: n}
+	r.Status, r.Ahead, r.Uncertainty, r.Err = n.Ask(ctx)
+	return r
+}
+
+// Distinct is how many kekds the reports are of. The same one may have been asked by
+// several addresses; one that did not answer counts as another.
+func Distinct(reports []Report) int {
+	n, seen := 0, map[string]bool{}
+	for _, r := range reports {
+		if r.Status != nil && r.Status.Node != "" {
+			if seen[r.Status.Node] {
+				continue
+			}
+			seen[r.Status.Node] = true
+		}
+		n++
+	}
+	return n
 }
 
 // Key finds a key in what a node knows; false where it does not know it.
@@ -167,19 +186,9 @@ func (r Report) Key(id string) (httpapi.Key, bool) {
 func (r Report) Trouble() string {
 	switch {
 	case r.Err != nil:
-		return Line(r.Err.Error())
+		return text.Of(r.Err)
 	case r.Status.RingProblem != "":
-		return Line(r.Status.RingProblem)
+		return text.Line(r.Status.RingProblem)
 	}
-	return Line(r.Status.Health.Reason)
-}
-
-// Line makes one printable line of what somebody else has a say in.
-func Line(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return unicode.ReplacementChar
-	}, strings.Join(strings.Fields(s), " "))
+	return text.Line(r.Status.Health.Reason)
 }

@@ -9,10 +9,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
-	"unicode"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
@@ -20,6 +18,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/metadata"
 
+	"kekd/internal/admin/text"
+	"kekd/internal/admin/wait"
 	"kekd/internal/cluster"
 	"kekd/internal/inventory"
 	"kekd/internal/kek"
@@ -161,8 +161,8 @@ func (cfg Config) read(ctx context.Context, limiter *rate.Limiter, o inventory.O
 	resource, served := cfg.Resources.Find(o.Resource)
 	switch {
 	case !served:
-		return outcome{object: o, reason: "the API serves no resource " + clean(o.Resource)}, nil
-	case len(o.Path) != parts(resource) || slices.Contains(o.Path, ""):
+		return outcome{object: o, reason: "the API serves no resource " + text.Short(o.Resource)}, nil
+	case !resource.Fits(o.Path):
 		return outcome{object: o, reason: "its key in etcd is not that of an object of the API"}, nil
 	}
 	for try := 1; ; try++ {
@@ -178,14 +178,12 @@ func (cfg Config) read(ctx context.Context, limiter *rate.Limiter, o inventory.O
 		case apierrors.IsNotFound(err):
 			return cfg.missing(ctx, o)
 		case !passing(err):
-			return outcome{object: o, reason: clean(err.Error())}, nil
+			return outcome{object: o, reason: text.Short(err.Error())}, nil
 		case try == tries:
-			return outcome{object: o, reason: fmt.Sprintf("%s (tried %d times)", clean(err.Error()), tries)}, nil
+			return outcome{object: o, reason: fmt.Sprintf("%s (tried %d times)", text.Short(err.Error()), tries)}, nil
 		}
-		select {
-		case <-time.After(time.Duration(try) * time.Second):
-		case <-ctx.Done():
-			return outcome{}, context.Cause(ctx)
+		if err := wait.Pause(ctx, time.Duration(try)*time.Second); err != nil {
+			return outcome{}, err
 		}
 	}
 }
@@ -216,13 +214,6 @@ func (cfg Config) missing(ctx context.Context, o inventory.Object) (outcome, err
 	return outcome{object: o, deleted: true}, nil
 }
 
-func parts(r cluster.Served) int {
-	if r.Namespaced {
-		return 2
-	}
-	return 1
-}
-
 // passing reports whether an error may pass. That an object cannot be decrypted is
 // an internal error like many others, so only its text tells.
 func passing(err error) bool {
@@ -235,15 +226,4 @@ func passing(err error) bool {
 	}
 	return apierrors.IsTooManyRequests(err) || apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err) ||
 		apierrors.IsServiceUnavailable(err) || apierrors.IsInternalError(err)
-}
-
-// clean makes one line that is fit to print of what others have to say.
-func clean(text string) string {
-	text = strings.Map(func(r rune) rune {
-		if unicode.IsGraphic(r) {
-			return r
-		}
-		return ' '
-	}, text[:min(len(text), maxText)])
-	return strings.Join(strings.Fields(text), " ")
 }

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/metadata/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"kekd/internal/admin/text"
 	"kekd/internal/cluster"
 	"kekd/internal/inventory"
 )
@@ -95,9 +96,9 @@ func TestRun(t *testing.T) {
 		slices.SortFunc(failed, func(a, b Failure) int { return cmp.Compare(a.Key, b.Key) })
 		want := []Failure{
 			{gone.Key, gone.Resource, ours, "the API serves no resource widgets.example.com"},
-			{"/registry/secrets/ns/cut", "secrets", "", clean(answers["cut"].Error())},
-			{"/registry/secrets/ns/damaged", "secrets", ours, clean(answers["damaged"].Error())},
-			{"/registry/secrets/ns/forbidden", "secrets", ours, clean(answers["forbidden"].Error())},
+			{"/registry/secrets/ns/cut", "secrets", "", text.Short(answers["cut"].Error())},
+			{"/registry/secrets/ns/damaged", "secrets", ours, text.Short(answers["damaged"].Error())},
+			{"/registry/secrets/ns/forbidden", "secrets", ours, text.Short(answers["forbidden"].Error())},
 			{"/registry/secrets/ns/hidden", "secrets", ours, "the API server does not find it, although etcd has it"},
 			{odd.Key, "secrets", ours, "its key in etcd is not that of an object of the API"},
 		}

@@ -12,6 +12,7 @@ import (
 
 	"kekd/internal/admin/newkey"
 	"kekd/internal/admin/nodes"
+	"kekd/internal/admin/text"
 	"kekd/internal/kek"
 )
 
@@ -30,6 +31,8 @@ type Config struct {
 	ID    kek.ID
 	Token Token
 	Nodes []nodes.Node
+	// Kekds is how many kekds the cluster must run, as far as is known.
+	Kekds int
 	// Refresh is this node's keyRing.refresh.
 	Refresh time.Duration
 	// Timeout bounds each wait for the HSM.
@@ -233,7 +236,7 @@ func (r *run) findHeir(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return err
 		}
-		r.Note(fmt.Sprintf("kekctl: warning: the token cannot use the primary %s (%s), so a new key is made to take over", primary.KeyID(), oneLine(err)))
+		r.Note(fmt.Sprintf("kekctl: warning: the token cannot use the primary %s (%s), so a new key is made to take over", primary.KeyID(), text.Of(err)))
 		return nil
 	}
 	for _, a := range r.reports {
@@ -249,7 +252,7 @@ func (r *run) findHeir(ctx context.Context) error {
 // succeed makes a key that takes over as soon as a node sees it.
 func (r *run) succeed(ctx context.Context) error {
 	made, err := newkey.Maker{
-		Token: seenByNodes{r.Token, r.view.Published}, Plan: r.plan, What: "Creates an AES-256 key",
+		Token: newkey.Seen{Token: r.Token, Published: r.view.Published}, Plan: r.plan, What: "Creates an AES-256 key",
 		Confirm: func(plan string) error { r.Note(plan); return nil },
 		Create:  r.Token.Create, Timeout: r.Timeout, Clock: r.Clock,
 	}.Make(ctx)
@@ -259,19 +262,6 @@ func (r *run) succeed(ctx context.Context) error {
 	r.heir = made.Key
 	r.result.Successor = made.Key.KeyID()
 	return nil
-}
-
-// seenByNodes is a token together with the keys that the nodes have published.
-type seenByNodes struct {
-	Token
-	published []kek.ID
-}
-
-// View implements newkey.Token.
-func (t seenByNodes) View(ctx context.Context) (newkey.View, error) {
-	v, err := t.Token.View(ctx)
-	v.Published = append(v.Published, t.published...)
-	return v, err
 }
 
 // plan decides when the successor activates: after every key that a node may encrypt
@@ -325,6 +315,3 @@ func (r *run) disable(ctx context.Context) error {
 	}
 	return err
 }
-
-// oneLine folds an error of several lines.
-func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }

@@ -21,18 +21,32 @@ import (
 type emergency struct {
 	*admintest.World
 	lines []string
+	// kekds is how many the cluster runs, as far as is known.
+	kekds int
 }
 
 func (e *emergency) run(ctx context.Context, id kek.ID) (revoke.Result, error) {
 	e.Reset()
 	cfg := revoke.Config{
-		ID: id, Token: admintest.Token{World: e.World}, Refresh: admintest.Refresh, Timeout: 30 * time.Second,
+		ID: id, Token: admintest.Token{World: e.World}, Refresh: admintest.Refresh, Timeout: 30 * time.Second, Kekds: e.kekds,
 		Note: func(line string) { e.lines = append(e.lines, line) }, Clock: time.Now,
 	}
 	for _, n := range e.Nodes {
 		cfg.Nodes = append(cfg.Nodes, nodes.Node(n))
 	}
 	return revoke.Run(ctx, cfg)
+}
+
+// TestNotAllNodesAreKnown: nodes that were not watched may use the key.
+func TestNotAllNodesAreKnown(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		e := &emergency{World: admintest.New(t, 2), kekds: 3}
+		result, err := e.run(t.Context(), e.first())
+		if err == nil || !strings.Contains(err.Error(), "2 node(s) refuse it, and the cluster runs 3") || result.Problem != err.Error() || result.Revoked == "" {
+			t.Errorf("%v: %+v", err, result)
+		}
+	})
 }
 
 func (e *emergency) text() string { return strings.Join(e.lines, "\n") }

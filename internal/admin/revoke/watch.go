@@ -39,8 +39,7 @@ type watched struct {
 // ask asks the node, and keeps the answer if it is one: that the last question was cut
 // off does not undo what the node said before.
 func (w *watched) ask(ctx context.Context) (nodes.Report, bool) {
-	a := nodes.Report{Node: w.node}
-	a.Status, a.Ahead, a.Uncertainty, a.Err = w.node.Ask(ctx)
+	a := nodes.Ask(ctx, w.node)
 	if a.Err != nil {
 		return a, false
 	}
@@ -123,7 +122,7 @@ func (r *run) awaitRefusal(ctx context.Context) error {
 	}
 	sightings, err := r.wait("to refuse the key", limit).All(ctx, parties)
 	if err == nil {
-		// The last node may have taken long, and the others may have gone on since.
+		// The last node may have taken long, and the others may have moved on since.
 		for i, a := range nodes.AskAll(ctx, r.Nodes) {
 			if a.Err == nil && r.stillUses(a) == "" && r.idle(a) == "" {
 				all[i].last = a
@@ -210,6 +209,14 @@ func (r *run) conclude(all []*watched, sightings []wait.Sighting) error {
 	if encrypting < len(all) {
 		return fmt.Errorf("key %s is disabled on the token; %d of %d nodes were seen to refuse it, and %d to encrypt under another key",
 			r.key.ID, refusing, len(all), encrypting)
+	}
+	reports := make([]nodes.Report, len(all))
+	for i, w := range all {
+		reports[i] = w.last
+	}
+	if n := nodes.Distinct(reports); n < r.Kekds {
+		return fmt.Errorf("key %s is disabled on the token; %d node(s) refuse it, and the cluster runs %d, so the others were not watched; name every kekd with --node or cluster.nodes and look with kekctl status",
+			r.key.ID, n, r.Kekds)
 	}
 	return nil
 }

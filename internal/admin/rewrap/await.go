@@ -7,6 +7,7 @@ import (
 
 	"k8s.io/client-go/metadata"
 
+	"kekd/internal/admin/wait"
 	"kekd/internal/cluster"
 )
 
@@ -61,20 +62,8 @@ func Wait(ctx context.Context, deadline time.Time, between time.Duration, what s
 			noted = missing
 			note(fmt.Sprintf("waiting up to %s for %s: %s", time.Until(deadline).Round(time.Second), what, missing))
 		}
-		if err := sleep(ctx, min(between, time.Until(deadline))); err != nil {
+		if err := wait.Pause(ctx, min(between, time.Until(deadline))); err != nil {
 			return "", err
 		}
-	}
-}
-
-// sleep waits, or returns the cause of ctx's end.
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-timer.C:
-		return nil
 	}
 }

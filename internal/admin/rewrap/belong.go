@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"kekd/internal/admin/text"
 	"kekd/internal/inventory"
 )
 
@@ -43,7 +44,7 @@ type belonging struct {
 
 // belonging asks the configuration, else the EncryptionConfiguration, else the
 // memory, which resources belong to the ring.
-func (r *run) belonging(ctx context.Context, api *api) (belonging, error) {
+func (r *run) belonging(ctx context.Context, api api) (belonging, error) {
 	b := belonging{resources: map[string]bool{}}
 	if len(r.Configured) > 0 {
 		b.source = "cluster.resources"
@@ -53,7 +54,7 @@ func (r *run) belonging(ctx context.Context, api *api) (belonging, error) {
 	if r.Encrypted != nil {
 		found, err := r.Encrypted(ctx)
 		if err != nil {
-			r.note("cannot read the EncryptionConfiguration: %s", clean(err.Error()))
+			r.note("cannot read the EncryptionConfiguration: %s", text.Short(err.Error()))
 		}
 		for _, e := range found {
 			b.source = e.Path
@@ -80,25 +81,13 @@ func (r *run) belonging(ctx context.Context, api *api) (belonging, error) {
 
 // add takes names as an EncryptionConfiguration spells them, with the group of the
 // resource, which inventory.Object has for custom resources only. Wildcards name
-// nothing: they hold for what nobody encrypts as well.
-func (b *belonging) add(api *api, names []string) {
+// nothing: they also match resources that are not encrypted.
+func (b *belonging) add(api api, names []string) {
 	for _, name := range names {
 		if !strings.Contains(name, "*") {
-			b.resources[api.spelled(name)] = true
+			b.resources[api.Spelled(name)] = true
 		}
 	}
-}
-
-// spelled returns the name that inventory.Object has for a resource.
-func (a *api) spelled(name string) string {
-	plural, group, _ := strings.Cut(name, ".")
-	if rank(group) == foreign {
-		return name
-	}
-	if t, served := a.find(plural); served && t.Group == group {
-		return plural
-	}
-	return name
 }
 
 // checkBelonging fails if a resource has left the ring, or nothing is under it.
@@ -131,7 +120,7 @@ func describeCounts(counts []inventory.Count) string {
 		words := []string{strconv.FormatInt(c.Objects, 10), string(c.Class)}
 		for _, name := range []string{c.Provider, c.KeyID} {
 			if name != "" {
-				words = append(words, clean(name))
+				words = append(words, text.Short(name))
 			}
 		}
 		parts = append(parts, strings.Join(words, " "))
@@ -152,6 +141,6 @@ func (r *run) remember() {
 	now.Resources = append(now.Resources, r.plan.Absent...)
 	slices.Sort(now.Resources)
 	if err := r.Memory.Save(memoryName, now); err != nil {
-		r.note("cannot remember which resources belong to the ring: %s", clean(err.Error()))
+		r.note("cannot remember which resources belong to the ring: %s", text.Short(err.Error()))
 	}
 }

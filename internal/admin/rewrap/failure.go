@@ -9,6 +9,8 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"kekd/internal/admin/text"
 )
 
 // Kind says why an object could not be rewritten. Kinds are part of the JSON that
@@ -112,7 +114,7 @@ type verdict struct {
 // judge reads the error of a patch. Without a status of the API server it is the
 // network's.
 func judge(err error) verdict {
-	v := verdict{kind: Server, reason: clean(err.Error()), timeout: timedOut(err)}
+	v := verdict{kind: Server, reason: text.Short(err.Error()), timeout: timedOut(err)}
 	if seconds, ok := apierrors.SuggestsClientDelay(err); ok {
 		v.after = min(time.Duration(seconds)*time.Second, maxPause)
 	}
@@ -148,7 +150,7 @@ func judge(err error) verdict {
 // reach, as opposed to one that refuses.
 const failedWebhook = "failed calling webhook "
 
-// quoted returns what stands in quotes behind a text.
+// quoted returns what is in quotes after a text.
 func quoted(text, behind string) string {
 	_, rest, _ := strings.Cut(text, behind)
 	parts := strings.SplitN(rest, `"`, 3)

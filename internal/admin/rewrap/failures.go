@@ -40,7 +40,7 @@ func digestOf(key string) digest {
 	return digest(sum[:16])
 }
 
-// place is where a failure stands in the file.
+// place is where a failure is in the file.
 type place struct {
 	offset int64
 	kind   Kind

@@ -147,7 +147,7 @@ func keyOf(a clienttesting.Action, name string) string {
 func (c *fakeCluster) serveMigrations(step func(m *storagemigrationv1.StorageVersionMigration, asked int)) {
 	c.kube.Resources = append(c.kube.Resources, &metav1.APIResourceList{
 		GroupVersion: "storagemigration.k8s.io/v1",
-		APIResources: []metav1.APIResource{{Name: "storageversionmigrations", Kind: "StorageVersionMigration", Verbs: metav1.Verbs{"patch"}}},
+		APIResources: []metav1.APIResource{{Name: "storageversionmigrations", Kind: "StorageVersionMigration", Verbs: metav1.Verbs{"get", "patch"}}},
 	})
 	created, asked := 0, map[string]int{}
 	c.kube.PrependReactor("create", "storageversionmigrations", func(a clienttesting.Action) (bool, runtime.Object, error) {

@@ -12,6 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	typedstoragemigrationv1 "k8s.io/client-go/kubernetes/typed/storagemigration/v1"
+
+	"kekd/internal/admin/text"
 )
 
 const (
@@ -58,7 +60,7 @@ func (r *run) migrateAll(ctx context.Context) error {
 		m, err := r.create(ctx, resource)
 		if err == nil {
 			running = append(running, m)
-		} else if err := r.settle(resource, "no migration could be created: "+clean(err.Error())); err != nil {
+		} else if err := r.settle(resource, "no migration could be created: "+text.Short(err.Error())); err != nil {
 			return err
 		}
 	}
@@ -158,7 +160,7 @@ func (r *run) watch(ctx context.Context, m *migration, now time.Time) (done bool
 	case err != nil && now.Sub(m.seen) < migrationBlind:
 		return false, ""
 	case err != nil:
-		return true, "the migration cannot be watched: " + clean(err.Error())
+		return true, "the migration cannot be watched: " + text.Short(err.Error())
 	}
 	m.seen = now
 	running := meta.FindStatusCondition(object.Status.Conditions, string(storagemigrationv1.MigrationRunning))
@@ -174,7 +176,7 @@ func (r *run) watch(ctx context.Context, m *migration, now time.Time) (done bool
 	}
 	switch {
 	case running != nil:
-		m.state = clean(running.Message)
+		m.state = text.Short(running.Message)
 		return false, ""
 	case now.Sub(m.begun) < migrationPickup:
 		m.state = "waiting for kube-controller-manager"
@@ -195,7 +197,7 @@ func outcome(m *storagemigrationv1.StorageVersionMigration) (ended bool, problem
 	}
 	failed := meta.FindStatusCondition(m.Status.Conditions, string(storagemigrationv1.MigrationFailed))
 	if failed != nil && failed.Status == metav1.ConditionTrue {
-		return true, "the migration failed: " + clean(failed.Message)
+		return true, "the migration failed: " + text.Short(failed.Message)
 	}
 	return false, ""
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"kekd/internal/cluster"
 	"kekd/internal/inventory"
 	"kekd/internal/kek"
 )
@@ -19,7 +20,7 @@ type Plan struct {
 	Resources []Resource
 	// Absent are those that belong to the ring and have no object at all.
 	Absent []string
-	// Stale is how many of their objects do not stand under the primary.
+	// Stale is how many of their objects are not under the primary.
 	Stale int64
 	// Providers are the names under which kube-apiserver knows the plugin, as far
 	// as the objects tell.
@@ -33,7 +34,7 @@ type Resource struct {
 	// Name is as in inventory.Object.
 	Name    string
 	Objects int64
-	// Stale is how many do not stand under the primary, and Counts how they stand.
+	// Stale is how many are not under the primary, and Counts what those are under.
 	Stale  int64
 	Counts []inventory.Count
 	// Method is Migration or Update. With Auto, what a migration leaves is updated.
@@ -42,7 +43,7 @@ type Resource struct {
 	Problem string
 
 	problemKind Kind
-	target      target
+	target      cluster.Served
 	// ours is how many objects are under a key of the ring.
 	ours int64
 	// checked: every API server was seen to write this resource under the primary.
@@ -91,7 +92,7 @@ func (r *run) makePlan(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if r.Method == Migration && !api.migrates {
+	if r.Method == Migration && !api.migrates() {
 		return errors.New("--method: the cluster does not serve StorageVersionMigration (storagemigration.k8s.io/v1); use update")
 	}
 	named := map[string]bool{}
@@ -109,7 +110,7 @@ func (r *run) makePlan(ctx context.Context) error {
 	return r.checkBelonging(report, named, belonging)
 }
 
-func (r *run) planFor(report *inventory.Report, api *api, named map[string]bool, b belonging) *Plan {
+func (r *run) planFor(report *inventory.Report, api api, named map[string]bool, b belonging) *Plan {
 	p := new(Plan)
 	absent := maps.Clone(b.resources)
 	for _, found := range report.Resources {
@@ -154,16 +155,16 @@ func (r *run) ours(s inventory.Standing) bool {
 }
 
 // choose finds the resource's API and the method.
-func (c *Config) choose(r *Resource, api *api) {
+func (c *Config) choose(r *Resource, api api) {
 	var served bool
 	r.problemKind = Unserved
 	r.target, served = api.find(r.Name)
 	switch {
 	case !served:
 		r.Problem = "no API serves it; of its own records kube-apiserver writes some anew within minutes"
-	case c.Method == Update || !api.migrates:
+	case c.Method == Update || !api.migrates():
 		r.Method = Update
-	case !r.target.ignoredByMigrations():
+	case !ignoredByMigrations(r.target.GroupVersionResource):
 		r.Method = Migration
 	case c.Method == Migration:
 		r.Problem, r.problemKind = "it cannot be migrated; use --method update", LeftOut

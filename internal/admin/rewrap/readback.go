@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"kekd/internal/admin/text"
 	"kekd/internal/inventory"
 )
 
@@ -80,5 +81,5 @@ func (r *run) accuse(ctx context.Context, o object, before string) error {
 		was = " it was written " + before + " before, and"
 	}
 	return fmt.Errorf("stopped, because an object got worse: %s:%s something wrote it %s; "+
-		"all API servers that are known write under the primary, so name every one with --apiserver", clean(o.Key), was, r.describe(o.Standing()))
+		"all API servers that are known write under the primary, so name every one with --apiserver", text.Short(o.Key), was, r.describe(o.Standing()))
 }

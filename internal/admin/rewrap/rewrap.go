@@ -13,9 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
-	"unicode"
 
 	"golang.org/x/time/rate"
 	"k8s.io/client-go/kubernetes"
@@ -337,7 +335,7 @@ func (r *run) reason(o inventory.Object, resource *Resource, rest Failure) (fail
 		return failure, false, err
 	case resource.Problem != "":
 		return Failure{o.Key, resource.problemKind, resource.Problem}, false, nil
-	case !resource.target.fits(o.Path):
+	case !resource.target.Fits(o.Path):
 		return Failure{o.Key, Unserved, "its key in etcd is not that of an object of the API"}, false, nil
 	}
 	rest.Key = o.Key
@@ -346,18 +344,3 @@ func (r *run) reason(o inventory.Object, resource *Resource, rest Failure) (fail
 
 // maxGoes is how often an object is tried that may be rewritten later.
 const maxGoes = 2
-
-// maxText cuts what others have to say, in bytes.
-const maxText = 500
-
-// clean makes one line that is fit to print of what a server, or a webhook behind
-// it, has to say.
-func clean(text string) string {
-	text = strings.Map(func(r rune) rune {
-		if unicode.IsGraphic(r) {
-			return r
-		}
-		return ' '
-	}, text[:min(len(text), maxText)])
-	return strings.Join(strings.Fields(text), " ")
-}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"kekd/internal/admin/text"
 )
 
 // Succession is what this node's kekd says of the ring. Keys are named by key_id.
@@ -25,7 +27,7 @@ func (r *run) checkSuccession(ctx context.Context) error {
 	}
 	s, err := r.Succession(ctx)
 	if err != nil {
-		r.note("cannot see whether a key is pending: %s", clean(err.Error()))
+		r.note("cannot see whether a key is pending: %s", text.Short(err.Error()))
 		return nil
 	}
 	r.before = s.Primary
@@ -63,7 +65,7 @@ func (r *run) checkPrimary(ctx context.Context) error {
 	}
 	s, err := r.Succession(ctx)
 	if err != nil {
-		r.note("cannot see whether a key is pending: %s", clean(err.Error()))
+		r.note("cannot see whether a key is pending: %s", text.Short(err.Error()))
 		return nil
 	}
 	r.result.Next, r.result.NextAt = s.Pending, s.Activation

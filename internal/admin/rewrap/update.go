@@ -12,6 +12,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/metadata"
+
+	"kekd/internal/admin/text"
+	"kekd/internal/admin/wait"
 )
 
 const (
@@ -119,7 +122,7 @@ func (r *run) attempt(ctx context.Context, to server, o object) (revision string
 			case now.Sub(away) >= awayPatience:
 				return "", nil, fmt.Errorf("%s cannot rewrite anything: %s; run this again when it can (waited for %s)", to.name, trouble, awayPatience)
 			}
-			if err := sleep(ctx, max(v.after, awayPause)); err != nil {
+			if err := wait.Pause(ctx, max(v.after, awayPause)); err != nil {
 				return "", nil, err
 			}
 			continue
@@ -138,7 +141,7 @@ func (r *run) attempt(ctx context.Context, to server, o object) (revision string
 			return "", &v, nil
 		}
 		try, pause = try+1, max(2*pause, p.pause)
-		if err := sleep(ctx, max(v.after, pause)); err != nil {
+		if err := wait.Pause(ctx, max(v.after, pause)); err != nil {
 			return "", nil, err
 		}
 	}
@@ -178,7 +181,7 @@ func (r *run) trouble(ctx context.Context, to server, v *verdict) string {
 		return ""
 	}
 	if err := to.ready(context.WithoutCancel(ctx)); err != nil {
-		return clean(err.Error())
+		return text.Short(err.Error())
 	}
 	return ""
 }
@@ -208,7 +211,7 @@ func (r *run) patch(ctx context.Context, through metadata.Interface, o object) (
 // client is for objects of the same resource and namespace.
 func client(through metadata.Interface, o object) metadata.ResourceInterface {
 	resource := through.Resource(o.resource.target.GroupVersionResource)
-	if o.resource.target.namespaced {
+	if o.resource.target.Namespaced {
 		return resource.Namespace(o.Path[0])
 	}
 	return resource

@@ -142,7 +142,7 @@ func TestUpdateRefused(t *testing.T) {
 			Server, "Internal error occurred: no (tried 3 times)"},
 		{"a webhook that would write on the terminal", func(int) error {
 			return apierrors.NewBadRequest("no\x1b[2J\nkekctl: all is well \xff")
-		}, false, 1, 0, Refused, "no [2J kekctl: all is well \ufffd"},
+		}, false, 1, 0, Refused, "no\ufffd[2J kekctl: all is well"},
 		{"forbidden", func(int) error {
 			return apierrors.NewForbidden(secrets, "a", errors.New(`User "u" cannot patch resource "secrets"`))
 		}, false, 1, 0, Forbidden, `secrets "a" is forbidden: User "u" cannot patch resource "secrets"`},
@@ -342,7 +342,7 @@ func TestUpdateEnds(t *testing.T) {
 func TestUpdateLeavesAlone(t *testing.T) {
 	c := newFakeCluster()
 	c.put(inventory.Object{Key: "/registry/secrets/ns/broken", Resource: "secrets", Path: []string{"ns", "broken"},
-		Class: inventory.Unparsable, Provider: provider, Problem: "it is no EncryptedObject of KMS v2"})
+		Class: inventory.Unparsable, Provider: provider, Problem: "it is not an EncryptedObject of KMS v2"})
 	c.add("secrets/ns/old", oldKeyID)
 	c.add("secrets/odd", oldKeyID)
 	c.add("masterleases/10.0.0.1", oldKeyID)
@@ -352,7 +352,7 @@ func TestUpdateLeavesAlone(t *testing.T) {
 	}
 	want := Result{Found: 4, Updated: 1, Left: 3, Objects: []Failure{
 		{"/registry/masterleases/10.0.0.1", Unserved, "no API serves it; of its own records kube-apiserver writes some anew within minutes"},
-		{"/registry/secrets/ns/broken", Unreadable, "it is no EncryptedObject of KMS v2"},
+		{"/registry/secrets/ns/broken", Unreadable, "it is not an EncryptedObject of KMS v2"},
 		{"/registry/secrets/odd", Unserved, "its key in etcd is not that of an object of the API"},
 	}}
 	if diff := diffResult(want, got); diff != "" {

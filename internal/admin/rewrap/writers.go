@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"kekd/internal/admin/text"
 	"kekd/internal/inventory"
 )
 
@@ -32,6 +33,20 @@ type Writers struct {
 	// Unchecked are the resources of which no object could be written, if there is
 	// any, with the reason.
 	Unchecked map[string]string
+}
+
+// Look reads which resources belong to the ring, and what their objects are under. It
+// fails as CheckWriters does if one has left the ring, and writes nothing.
+func Look(ctx context.Context, cfg Config) (*Plan, error) {
+	r, err := newRun(cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer r.failures.spill.close()
+	if err := r.makePlan(ctx); err != nil {
+		return nil, err
+	}
+	return r.plan, nil
 }
 
 // CheckWriters has each API server write one object of each resource of the ring, and
@@ -87,7 +102,7 @@ type sample struct {
 }
 
 // reservoir keeps some of the objects that it is shown, each with the same chance:
-// what is damaged or forbidden often stands in one stretch.
+// what is damaged or forbidden is often in one stretch.
 type reservoir struct {
 	size    int
 	shown   int
@@ -140,7 +155,7 @@ func (r *run) drawSamples(ctx context.Context, resources []*Resource) error {
 	}
 	pass, err := r.Store.Visit(ctx, r.reading(), func(found inventory.Object) error {
 		s, resource := r.samples[found.Resource], r.plan.find(found.Resource)
-		if s == nil || !resource.target.fits(found.Path) {
+		if s == nil || !resource.target.Fits(found.Path) {
 			return nil
 		}
 		o, rank := object{found, resource}, r.rank(found)
@@ -266,19 +281,19 @@ func (r *run) wrongText(ctx context.Context, o object, last inventory.Object, to
 	for _, w := range wrong {
 		texts = append(texts, w.APIServer+" "+w.Problem)
 	}
-	text := fmt.Sprintf("%s, and not under the primary %s; put the kms provider of kekd first in the providers of %s in the EncryptionConfiguration of each such API server, and restart it",
+	why := fmt.Sprintf("%s, and not under the primary %s; put the kms provider of kekd first in the providers of %s in the EncryptionConfiguration of each such API server, and restart it",
 		strings.Join(texts, ", and "), r.KeyID, o.Resource)
 	switch {
 	case !touched:
-		return text + fmt.Sprintf(" (no object was changed; %s shows it)", clean(o.Key))
+		return why + fmt.Sprintf(" (no object was changed; %s shows it)", text.Short(o.Key))
 	case last.Under(r.ring, r.primary):
-		return text + fmt.Sprintf(" (only %s was rewritten; it is under the primary again)", clean(o.Key))
+		return why + fmt.Sprintf(" (only %s was rewritten; it is under the primary again)", text.Short(o.Key))
 	case good != nil:
 		if after, v, err := r.writeThrough(ctx, good, o); err == nil && v == nil && after.Under(r.ring, r.primary) {
-			return text + fmt.Sprintf(" (only %s was rewritten; %s brought it back under the primary)", clean(o.Key), good.Name())
+			return why + fmt.Sprintf(" (only %s was rewritten; %s brought it back under the primary)", text.Short(o.Key), good.Name())
 		}
 	}
-	return text + fmt.Sprintf(" (only %s was rewritten; it is now %s)", clean(o.Key), r.describe(last.Standing()))
+	return why + fmt.Sprintf(" (only %s was rewritten; it is now %s)", text.Short(o.Key), r.describe(last.Standing()))
 }
 
 // describe says what an object is under, as an EncryptionConfiguration calls it.
@@ -289,13 +304,13 @@ func (r *run) describe(s inventory.Standing) string {
 	case inventory.OtherProvider:
 		kind, name, _ := strings.Cut(s.Provider, ":")
 		_, name, _ = strings.Cut(name, ":")
-		return "with " + clean(kind) + ": " + clean(name)
+		return "with " + text.Short(kind) + ": " + text.Short(name)
 	case inventory.KMSv2:
 		// A second plugin may have a ring of the same label.
 		if r.ours(s) && (len(r.plan.Providers) == 0 || slices.Contains(r.plan.Providers, s.Provider)) {
-			return "under another key of the ring, " + clean(s.KeyID)
+			return "under another key of the ring, " + text.Short(s.KeyID)
 		}
-		return fmt.Sprintf("with another KMS provider %q (key_id %s)", s.Provider, clean(s.KeyID))
+		return fmt.Sprintf("with another KMS provider %q (key_id %s)", s.Provider, text.Short(s.KeyID))
 	}
 	return "in a form that cannot be parsed"
 }
@@ -327,7 +342,7 @@ func (r *run) read(ctx context.Context, keys []string) (found map[string]invento
 	reading := context.WithoutCancel(ctx) // what was written is read back also after an interruption
 	_, err = Wait(ctx, time.Now().Add(awayPatience), awayPause, "etcd", r.Note, func() (string, error) {
 		if found, err = r.Store.Read(reading, keys); err != nil {
-			return clean(err.Error()), nil //nolint:nilerr // it is what is missing
+			return text.Short(err.Error()), nil //nolint:nilerr // it is what is missing
 		}
 		return "", nil
 	})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"kekd/internal/admin/evidence"
 	"kekd/internal/admin/wait"
 	"kekd/internal/kek"
 )
@@ -24,7 +25,7 @@ func (r *run) rewrap(ctx context.Context) error {
 	for _, f := range done.Failures {
 		r.say("%s", f)
 	}
-	return fmt.Errorf("%d objects are not under the primary, so the old key must stay; mend them and run kekctl rotate again", done.Left)
+	return fmt.Errorf("%d objects are not under the primary, so the old key must stay; fix them and run kekctl rotate again", done.Left)
 }
 
 // inventory reads etcd once more: the primary must be in use, and no older key.
@@ -40,12 +41,17 @@ func (r *run) inventory(ctx context.Context) error {
 	if uses[r.key.ID].Objects == 0 {
 		return fmt.Errorf("no object in etcd is under %s, so this rotation protects nothing; see with kekctl apiserver check whether kube-apiserver encrypts with kekd", r.key.KeyID())
 	}
-	left := 0
+	left, unclear := 0, int64(0)
 	for _, k := range ring.Keys {
 		if n := uses[k.ID].Objects; k.ID != r.key.ID && n > 0 {
 			left++
 			r.say("%d objects are under %s, which is %s", n, k.KeyID(), k.State)
 		}
+		unclear = max(unclear, uses[k.ID].Unclear)
+	}
+	if unclear > 0 {
+		left++
+		r.say("%d objects may be under any key, since kekctl cannot tell theirs", unclear)
 	}
 	if left > 0 {
 		return errors.New("objects are still under other keys, which must stay; kekctl inventory shows them, and kekctl rotate continues")
@@ -79,37 +85,38 @@ func (r *run) retire(ctx context.Context) error {
 		if k.State != kek.Retired {
 			continue
 		}
-		standing, err := r.settled(ctx, k, ring, until)
+		e, err := r.settled(ctx, k, ring, until)
 		if err != nil {
 			return err
 		}
-		key := Key{ID: k.ID.String(), KeyID: k.KeyID(), Against: standing.Against}
-		if standing.Unused {
+		key := Key{ID: k.ID.String(), KeyID: k.KeyID()}
+		if e.Verdict == evidence.Unused {
 			r.result.Retirable = append(r.result.Retirable, key)
 			r.say("nothing in this cluster needs %s; when no backup does: kekctl key destroy %s --after 30d", k.KeyID(), k.ID)
 			continue
 		}
-		r.result.Kept = append(r.result.Kept, key)
-		for _, line := range standing.Against {
-			r.say("%s must stay for now: %s", k.KeyID(), line)
+		for _, f := range e.Against() {
+			key.Against = append(key.Against, f.String())
+			r.say("%s must stay for now: %s", k.KeyID(), f)
 		}
+		r.result.Kept = append(r.result.Kept, key)
 	}
 	return r.Memory.Remove(MemoryName)
 }
 
 // settled is what the witnesses say of a key, once those that lag have caught up.
-func (r *run) settled(ctx context.Context, key kek.Info, ring *kek.Ring, until time.Time) (Standing, error) {
+func (r *run) settled(ctx context.Context, key kek.Info, ring *kek.Ring, until time.Time) (evidence.Evidence, error) {
 	for {
-		standing, err := r.Evidence(ctx, key, ring)
-		if err != nil || standing.Unused || standing.Wait <= 0 || r.Clock().Add(standing.Wait).After(until) {
-			return standing, err
+		e, err := r.Evidence(ctx, key, ring)
+		if err != nil || e.Verdict == evidence.Unused || e.Wait <= 0 || r.Clock().Add(e.Wait).After(until) {
+			return e, err
 		}
-		r.say("waiting for %s until no witness can be behind: another %s", key.KeyID(), standing.Wait.Round(time.Second))
-		err = wait.Until(ctx, time.Now().Add(standing.Wait+time.Second), func(left time.Duration) {
+		r.say("waiting for %s until no witness can be behind: another %s", key.KeyID(), e.Wait.Round(time.Second))
+		err = wait.Until(ctx, time.Now().Add(e.Wait+time.Second), func(left time.Duration) {
 			r.say("waiting for %s until no witness can be behind: another %s", key.KeyID(), left.Round(time.Second))
 		})
 		if err != nil {
-			return Standing{}, err
+			return evidence.Evidence{}, err
 		}
 	}
 }

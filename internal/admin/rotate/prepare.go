@@ -26,7 +26,7 @@ func (r *run) doctor(ctx context.Context) error {
 		r.say("%s", f)
 	}
 	if len(failed) > 0 {
-		return errors.New("this node is not sound, so no key was created; kekctl doctor shows every check, with the remedies")
+		return errors.New("a check of this node failed, so no key was created; kekctl doctor shows every check, with the remedies")
 	}
 	r.say("%d checks, none failed", checks)
 	return nil
@@ -44,14 +44,13 @@ const (
 // reach contacts everything that a later step needs.
 func (r *run) reach(ctx context.Context) error {
 	if len(r.Nodes) < len(r.Servers) {
-		return fmt.Errorf("%d kube-apiservers and only %d kekd(s) are known, and each needs one that has seen the new key; name every kekd with --node",
-			len(r.Servers), len(r.Nodes))
+		return r.fewKekds(len(r.Nodes))
 	}
 	var parties []wait.Party
 	answers := make([]nodes.Report, len(r.Nodes))
 	for i, n := range r.Nodes {
 		parties = append(parties, r.party(n.Name(), func(ctx context.Context) (string, string) {
-			a := ask(ctx, n)
+			a := nodes.Ask(ctx, n)
 			if missing := unfit(a); missing != "" {
 				return "", missing
 			}
@@ -84,10 +83,21 @@ func (r *run) reach(ctx context.Context) error {
 	if err := r.await(ctx, w, parties); err != nil {
 		return r.because(ctx, err, "not everything that a rotation needs could be reached, so no key was created; the lines above name what is missing")
 	}
+	// One that was named twice, or by two addresses, counts once.
+	if kekds := nodes.Distinct(answers); kekds < len(r.Servers) {
+		return r.fewKekds(kekds)
+	}
 	for _, a := range answers {
 		r.learn(a)
 	}
 	return nil
+}
+
+// fewKekds is the error of a cluster in which not every API server has a kekd that is
+// known.
+func (r *run) fewKekds(known int) error {
+	return fmt.Errorf("%d kube-apiservers and only %d kekd(s) are known, and each needs one that has seen the new key; name every kekd with --node or cluster.nodes",
+		len(r.Servers), known)
 }
 
 // party is one that is asked in askLimit.
@@ -137,12 +147,25 @@ func (r *run) writers(ctx context.Context) error {
 	if err := r.serversUnder(ctx, primary, "the primary", writersTime); err != nil {
 		return r.because(ctx, err, "not all kube-apiservers encrypt under the primary %s, so no key was created; kekctl apiserver check and kekctl status tell why", primary.KeyID())
 	}
-	checked, err := r.Objects.CheckWriters(ctx, primary.KeyID())
+	due, why := true, ""
+	if r.IfDue && r.key.ID == "" {
+		due, why = keypolicy.Due(r.view.Ring, r.Policy, r.Clock())
+	}
+	check := r.Objects.CheckWriters
+	if !due {
+		check = r.Objects.Check // every night, so nothing is written
+	}
+	checked, err := check(ctx, primary.KeyID())
 	if err != nil {
 		return err
 	}
 	if checked.Objects == 0 {
 		return fmt.Errorf("no object in etcd is under a key of the ring %q, so nothing would be rotated; see with kekctl apiserver check whether kube-apiserver encrypts with kekd", r.view.Label)
+	}
+	if !due {
+		r.say("nothing written; %d object(s) of %s are under the ring's keys", checked.Objects, strings.Join(checked.Resources, ", "))
+		r.say("the primary %s", why)
+		return ErrNotDue
 	}
 	r.say("%d object(s) written and read back, all under %s; %d object(s) of %s are under the ring's keys",
 		checked.Writes, primary.KeyID(), checked.Objects, strings.Join(checked.Resources, ", "))
@@ -207,7 +230,7 @@ func (r *run) newKey(ctx context.Context) error {
 		}
 	}
 	made, err := newkey.Maker{
-		Token: seenByNodes{r.Token, r.published},
+		Token: newkey.Seen{Token: r.Token, Published: r.published},
 		Plan:  r.plan,
 		What:  "Creates an AES-256 key", Confirm: r.Confirm, Create: r.Token.Create,
 		Begun: func(id kek.ID) error {
@@ -237,17 +260,4 @@ func (r *run) plan(v newkey.View, now time.Time) (time.Time, error) {
 			r.fastest.Node.Name(), r.fastest.Ahead.Round(time.Second), at.Sub(now).Round(time.Second), ahead.Round(time.Second))
 	}
 	return at, nil
-}
-
-// seenByNodes is a token together with the keys that the nodes have published.
-type seenByNodes struct {
-	Token
-	published []kek.ID
-}
-
-// View implements newkey.Token.
-func (t seenByNodes) View(ctx context.Context) (newkey.View, error) {
-	v, err := t.Token.View(ctx)
-	v.Published = append(v.Published, t.published...)
-	return v, err
 }

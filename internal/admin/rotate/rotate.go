@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"time"
 
+	"kekd/internal/admin/evidence"
 	"kekd/internal/admin/newkey"
 	"kekd/internal/admin/nodes"
 	"kekd/internal/cluster"
@@ -63,6 +64,8 @@ type Uses struct{ Objects, Unclear int64 }
 
 // Objects is what etcd holds, through the API servers that write it.
 type Objects interface {
+	// Check only reads. It fails if a resource has left the ring.
+	Check(ctx context.Context, keyID string) (Checked, error)
 	// CheckWriters fails unless every API server writes every resource of the ring under
 	// this key. It knows which resources belong to the ring, and fails if one has left it.
 	CheckWriters(ctx context.Context, keyID string) (Checked, error)
@@ -70,16 +73,6 @@ type Objects interface {
 	Rewrap(ctx context.Context, keyID string) (Rewrapped, error)
 	// Uses counts the objects under each key of the ring.
 	Uses(ctx context.Context, ring *kek.Ring) (map[kek.ID]Uses, error)
-}
-
-// Standing is what all witnesses together say of a retired key.
-type Standing struct {
-	// Unused: nothing needs the key any more.
-	Unused bool `json:"unused"`
-	// Against are the witnesses that do not say so, and why, one line each.
-	Against []string `json:"against,omitempty"`
-	// Wait is how much longer the key must stay out of use; 0 if that is not the reason.
-	Wait time.Duration `json:"-"`
 }
 
 // Memory keeps an unfinished rotation.
@@ -111,9 +104,10 @@ type Config struct {
 	Members []Member
 	Objects Objects
 	// Evidence asks every witness about a retired key.
-	Evidence func(ctx context.Context, key kek.Info, ring *kek.Ring) (Standing, error)
-	// Cancel removes a pending key, unless a witness speaks against it.
-	Cancel  func(ctx context.Context, key kek.Info) error
+	Evidence func(ctx context.Context, key kek.Info, ring *kek.Ring) (evidence.Evidence, error)
+	// Cancel removes a pending key that was made at this time, unless a witness
+	// disagrees.
+	Cancel  func(ctx context.Context, key kek.Info, made time.Time) error
 	Memory  Memory
 	Confirm func(plan string) error
 	Note    func(line string)
@@ -187,7 +181,7 @@ type run struct {
 	result Result
 }
 
-// step is one step of a rotation. Each finds out by itself how far things are, so that
+// step is one step of a rotation. Each finds out how far things are, so that
 // it can be run again.
 type step struct {
 	name string
@@ -237,7 +231,11 @@ func (r *run) interrupted() {
 	r.Note(fmt.Sprintf("Interrupted. Nothing is lost: run kekctl rotate again to continue with key %s.", r.key.ID))
 }
 
-// keep remembers the rotation, so that another run continues it.
+// keep remembers the rotation, so that another run continues it. It stays as old as the
+// run that created the key.
 func (r *run) keep(id kek.ID) error {
-	return r.Memory.Save(MemoryName, journey{Key: id.String(), Created: r.created, Begun: r.Clock().UTC().Truncate(time.Second)})
+	if !r.created || r.begun.Key != id.String() {
+		r.begun = journey{Key: id.String(), Created: r.created, Begun: r.Clock().UTC().Truncate(time.Second)}
+	}
+	return r.Memory.Save(MemoryName, r.begun)
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"kekd/internal/admin/admintest"
+	"kekd/internal/admin/evidence"
 	"kekd/internal/admin/nodes"
 	"kekd/internal/admin/rotate"
 	"kekd/internal/config"
@@ -26,13 +27,19 @@ type journey struct {
 	lines []string
 	delay time.Duration
 	ifDue bool
+	// written is how many objects were written to check the API servers.
+	written int
 	// maxAge is keyRing.policy.maxAge.
 	maxAge time.Duration
 	// left: objects that the ring's resources have lost.
 	left error
 	// evidence that speaks against cancelling.
 	against error
+	// made is when the key that was to be cancelled was made.
+	made    time.Time
 	unsound []string
+	// unclear is how many objects may be under any key.
+	unclear int64
 }
 
 func (j *journey) run(ctx context.Context) (rotate.Result, error) {
@@ -62,21 +69,24 @@ func (j *journey) text() string { return strings.Join(j.lines, "\n") }
 
 // evidence says that a key is unused once no node has encrypted under it for long
 // enough.
-func (j *journey) evidence(ctx context.Context, key kek.Info, _ *kek.Ring) (rotate.Standing, error) {
+func (j *journey) evidence(ctx context.Context, key kek.Info, _ *kek.Ring) (evidence.Evidence, error) {
 	if _, err := j.Count(ctx); err != nil {
-		return rotate.Standing{}, err
+		return evidence.Evidence{}, err
 	}
 	var wait time.Duration
 	for _, n := range j.Nodes {
 		wait = max(wait, lag-time.Since(n.UsedUntil(key.ID)))
 	}
 	if wait > 0 {
-		return rotate.Standing{Against: []string{"a node used it a moment ago"}, Wait: wait}, nil
+		return evidence.Evidence{Verdict: evidence.Used, Wait: wait, Findings: []evidence.Finding{
+			{Witness: "node-1", Verdict: evidence.Used, Detail: "used it a moment ago"},
+		}}, nil
 	}
-	return rotate.Standing{Unused: true}, nil
+	return evidence.Evidence{Verdict: evidence.Unused}, nil
 }
 
-func (j *journey) cancel(ctx context.Context, key kek.Info) error {
+func (j *journey) cancel(ctx context.Context, key kek.Info, made time.Time) error {
+	j.made = made
 	if j.against != nil {
 		return j.against
 	}
@@ -89,19 +99,27 @@ type objects struct{ *journey }
 // CheckWriters implements rotate.Objects.
 func (o objects) CheckWriters(ctx context.Context, keyID string) (rotate.Checked, error) {
 	writes, err := o.Writes(ctx)
-	if err != nil || o.left != nil {
-		return rotate.Checked{}, errors.Join(err, o.left)
+	if err != nil {
+		return rotate.Checked{}, err
 	}
+	o.written += len(writes)
 	for i, under := range writes {
 		if under != keyID {
 			return rotate.Checked{}, fmt.Errorf("%s writes secrets under %s", o.Servers[i].Name(), under)
 		}
 	}
+	checked, err := o.Check(ctx, keyID)
+	checked.Writes = len(writes)
+	return checked, err
+}
+
+// Check implements rotate.Objects.
+func (o objects) Check(context.Context, string) (rotate.Checked, error) {
 	var n int64
 	for _, count := range o.Objects() {
 		n += count
 	}
-	return rotate.Checked{Resources: []string{"secrets"}, Objects: n, Writes: len(writes)}, nil
+	return rotate.Checked{Resources: []string{"secrets"}, Objects: n}, o.left
 }
 
 // Rewrap implements rotate.Objects.
@@ -128,7 +146,7 @@ func (o objects) Uses(ctx context.Context, _ *kek.Ring) (map[kek.ID]rotate.Uses,
 	uses := map[kek.ID]rotate.Uses{}
 	counts, err := o.Count(ctx)
 	for id, n := range counts {
-		uses[id] = rotate.Uses{Objects: n}
+		uses[id] = rotate.Uses{Objects: n, Unclear: o.unclear}
 	}
 	return uses, err
 }
@@ -281,12 +299,13 @@ func TestRefusals(t *testing.T) {
 		set  func(j *journey)
 		want string
 	}{
-		{"this node is not sound", func(j *journey) { j.unsound = []string{"mechanism: broken"} }, "this node is not sound, so no key was created"},
+		{"this node is not sound", func(j *journey) { j.unsound = []string{"mechanism: broken"} }, "a check of this node failed, so no key was created"},
 		{"an API server is down", func(j *journey) { j.Servers[1].Down = true }, "2 reach       https://server-1: connection refused"},
 		{"a node is down", func(j *journey) { j.Nodes[1].Down = true }, "2 reach       node-1: connection refused"},
 		{"a node does not reach the token", func(j *journey) { j.Nodes[1].CutOff = true }, "2 reach       node-1: the HSM is unavailable"},
 		{"a clock is further ahead than the delay", func(j *journey) { j.Nodes[1].Offset = 10 * time.Minute }, "the clock of node-1 is 10m0s ahead, so it would encrypt under a key that activates in 5m0s before every node has seen it"},
 		{"fewer kekds than API servers", func(j *journey) { j.Nodes = j.Nodes[:1] }, "2 kube-apiservers and only 1 kekd(s) are known"},
+		{"one kekd by two names", func(j *journey) { j.Nodes = []*admintest.Node{j.Nodes[0], j.Nodes[0]} }, "2 kube-apiservers and only 1 kekd(s) are known"},
 		{"identity is first", func(j *journey) { j.Servers[1].Identity = true }, "https://server-1 writes secrets under identity"},
 		{"a resource left the ring", func(j *journey) { j.left = errors.New("configmaps have left the ring") }, "configmaps have left the ring"},
 		{"a resource left the ring, nightly", func(j *journey) {
@@ -312,6 +331,9 @@ func TestRefusals(t *testing.T) {
 				if (tc.name == "the primary is not due") != errors.Is(err, rotate.ErrNotDue) {
 					t.Errorf("it ends with %v", err)
 				}
+				if j.ifDue && j.written > 0 {
+					t.Errorf("it wrote %d objects, although nothing was due", j.written)
+				}
 				if len(j.Ring().Keys) != 1 || j.Keeps(rotate.MemoryName) {
 					t.Errorf("the ring is %+v, want one key, and no rotation begun", j.Ring().Keys)
 				}
@@ -330,6 +352,17 @@ func TestDue(t *testing.T) {
 		j := &journey{World: admintest.New(t, 2), ifDue: true, maxAge: time.Hour}
 		result, err := j.run(t.Context())
 		j.requireEnd(t, result, err)
+	})
+}
+
+// TestUnclear: an object whose key cannot be told may be under the old one.
+func TestUnclear(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		j := &journey{World: admintest.New(t, 2), unclear: 3}
+		if _, err := j.run(t.Context()); err == nil || !strings.Contains(j.text(), "9 inventory   3 objects may be under any key") {
+			t.Errorf("it ends with %v and says\n%s", err, j.text())
+		}
 	})
 }
 
@@ -365,6 +398,9 @@ func TestNodeMissing(t *testing.T) {
 					if !strings.Contains(text, want) {
 						t.Errorf("it does not say %q:\n%s", want, text)
 					}
+				}
+				if j.made.IsZero() || j.made.After(time.Now().Add(-time.Minute)) {
+					t.Errorf("the key was made at %s", j.made)
 				}
 				if gone := len(j.Ring().Keys) == 1; err == nil || gone != tc.gone {
 					t.Fatalf("it ends with %v, and the key is gone: %t, want %t", err, gone, tc.gone)

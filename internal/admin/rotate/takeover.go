@@ -9,16 +9,10 @@ import (
 	"time"
 
 	"kekd/internal/admin/nodes"
+	"kekd/internal/admin/text"
 	"kekd/internal/admin/wait"
 	"kekd/internal/kek"
 )
-
-// ask asks one node.
-func ask(ctx context.Context, n nodes.Node) nodes.Report {
-	a := nodes.Report{Node: n}
-	a.Status, a.Ahead, a.Uncertainty, a.Err = n.Ask(ctx)
-	return a
-}
 
 // unfit says why a node is of no use to a rotation; empty if it is.
 func unfit(a nodes.Report) string {
@@ -100,7 +94,7 @@ func (r *run) nodes(ctx context.Context) error {
 	var parties []wait.Party
 	for _, n := range r.Nodes {
 		parties = append(parties, r.party(n.Name(), func(ctx context.Context) (string, string) {
-			a := ask(ctx, n)
+			a := nodes.Ask(ctx, n)
 			switch k, known := a.Key(r.key.ID.String()); {
 			case !known:
 				return "", "does not see it: " + a.Trouble()
@@ -122,10 +116,10 @@ func (r *run) nodes(ctx context.Context) error {
 }
 
 // giveUp cancels a key that not all nodes have tested, if this rotation made it and no
-// witness speaks against it: a node that lacks it cannot read what the others write.
+// witness disagrees: a node that lacks it cannot read what the others write.
 func (r *run) giveUp(ctx context.Context) error {
 	left := r.key.Activation.Sub(r.Clock())
-	const mend = "mend the nodes that are named above and run kekctl rotate again"
+	const mend = "fix the nodes that are named above and run kekctl rotate again"
 	switch {
 	case left <= r.margin():
 		return fmt.Errorf("not all nodes have tested key %s, and it is active or about to be: it cannot be cancelled any more; %s", r.key.ID, mend)
@@ -136,7 +130,7 @@ func (r *run) giveUp(ctx context.Context) error {
 	// The decision is valid until a node may use the key.
 	ctx, cancel := context.WithTimeout(ctx, min(r.Timeout, left-r.margin()))
 	defer cancel()
-	if err := r.Cancel(ctx, r.key); err != nil {
+	if err := r.Cancel(ctx, r.key, r.begun.Begun); err != nil {
 		return fmt.Errorf("not all nodes have tested key %s, and it was not cancelled: %w; it activates in %s: %s, or remove the key with kekctl key cancel %s",
 			r.key.ID, err, r.key.Activation.Sub(r.Clock()).Round(time.Second), mend, r.key.ID)
 	}
@@ -164,7 +158,7 @@ func (r *run) activation(ctx context.Context) error {
 	var parties []wait.Party
 	for _, n := range r.Nodes {
 		parties = append(parties, r.party(n.Name(), func(ctx context.Context) (string, string) {
-			a := ask(ctx, n)
+			a := nodes.Ask(ctx, n)
 			switch {
 			case a.Trouble() != "" && (a.Err != nil || a.Status.Health.KeyID != r.key.KeyID()):
 				return "", "does not encrypt under it: " + a.Trouble()
@@ -176,7 +170,7 @@ func (r *run) activation(ctx context.Context) error {
 	}
 	err := r.await(ctx, r.wait("to encrypt under the key", pollPause, r.Refresh+activationGrace+r.behind), parties)
 	if err != nil {
-		return r.because(ctx, err, "not all nodes encrypt under key %s; they keep the key that they had: mend them and run kekctl rotate again", r.key.ID)
+		return r.because(ctx, err, "not all nodes encrypt under key %s; they keep the key that they had: fix them and run kekctl rotate again", r.key.ID)
 	}
 	return nil
 }
@@ -228,5 +222,5 @@ func oneLine(err error) string {
 	if errors.Is(err, context.DeadlineExceeded) && strings.TrimSpace(err.Error()) == context.DeadlineExceeded.Error() {
 		return "it did not answer in time"
 	}
-	return strings.Join(strings.Fields(err.Error()), " ")
+	return text.Of(err)
 }
