@@ -180,7 +180,7 @@ func TestEtcdFlagsRefused(t *testing.T) {
 // parseEtcdFlags reads a command line on a machine with that manifest, or none.
 func parseEtcdFlags(t *testing.T, manifest string, args ...string) *etcdFlags {
 	t.Helper()
-	f := newEtcdFlags(t, new(app), manifest)
+	f := newEtcdFlags(t, &app{stderr: io.Discard}, manifest)
 	if err := f.given.Parse(args); err != nil {
 		t.Fatal(err)
 	}

@@ -157,7 +157,7 @@ func (s *server) poll(at time.Time) {
 // Once it could not ask for longer than usual, no write is on its way.
 func (s *server) adopt(at time.Time) {
 	if s.seed.ID != s.status.ID && (at.Sub(s.changed) >= s.adopts || s.changed.Sub(s.valid) > poll || s.seed.ID == "") {
-		s.seed, s.valid = s.status, at
+		s.seed, s.valid = s.status, s.changed // the plugin has not named it since
 	}
 }
 

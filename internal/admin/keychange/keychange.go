@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -261,20 +262,25 @@ func (m *machine) gather(ctx context.Context) (evidence.Evidence, error) {
 // refuse says which witnesses disagree, and what helps.
 func (m *machine) refuse(e evidence.Evidence) error {
 	against := e.Against()
-	hint := fmt.Sprintf("--force %s overrules these witnesses", m.key.ID)
-	switch {
-	case e.Wait > 0:
-		hint = fmt.Sprintf("--wait %s waits for that; %s", (e.Wait + 10*time.Second).Truncate(time.Second), hint)
-	case e.Verdict == evidence.Unknown:
-		hint = "--node, --apiserver, --kubeconfig and --etcd-endpoints name who could not be asked; " + hint
-	case m.Verb == Cancel:
-		hint = "let it activate and rotate again with kekctl rotate; " + hint
-	default:
-		hint = "kekctl rewrap re-encrypts every object under the primary; " + hint
+	var hints []string
+	if e.Wait > 0 {
+		hints = append(hints, fmt.Sprintf("--wait %s waits for that", (e.Wait+10*time.Second).Truncate(time.Second)))
+	} else {
+		if slices.ContainsFunc(against, func(f evidence.Finding) bool { return f.Verdict == evidence.Unknown }) {
+			hints = append(hints, "--node, --apiserver, --kubeconfig and --etcd-endpoints name who could not be asked")
+		}
+		switch {
+		case e.Verdict == evidence.Unknown:
+		case m.Verb == Cancel:
+			hints = append(hints, "let it activate and rotate again with kekctl rotate")
+		default:
+			hints = append(hints, "kekctl rewrap re-encrypts every object under the primary")
+		}
 	}
+	hints = append(hints, fmt.Sprintf("--force %s overrules these witnesses", m.key.ID))
 	return &Refused{
 		Text:    fmt.Sprintf("key %s stays as it is, since to %s it may make objects unreadable:", m.key.ID, m.Verb),
-		Against: against, Evidence: &e, hint: hint,
+		Against: against, Evidence: &e, hint: strings.Join(hints, "; "),
 	}
 }
 
