@@ -156,6 +156,11 @@ func (a *app) primaryKeyID(ctx context.Context, wait time.Duration) (string, err
 	if err != nil {
 		return "", fmt.Errorf("%w; %s", err, remedy)
 	}
+	if cfg.HTTP.Address != "" {
+		// A key may have been created a moment ago, and kekd not have seen it yet. A kekd
+		// that does not look now answers by what it knows, which the final inventory checks.
+		_, _, _, _ = nodes.Local(cfg.HTTP.Address).Ask(ctx)
+	}
 	var keyID string
 	note := func(text string) { a.note("%s", text) }
 	missing, err := rewrap.Wait(ctx, time.Now().Add(wait), kekdPause, "kekd to have a primary", note, func() (string, error) {
