@@ -37,6 +37,7 @@ func TestWrongWriters(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			c.restore(t, old) // it must be able to read what the case before has spoiled
 			c.bad.Configure(t, c.encryption(t, tt.providers...))
 			c.bad.StartReady(t)
 			defer c.bad.Stop(t)
