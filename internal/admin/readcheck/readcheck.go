@@ -69,8 +69,6 @@ const (
 	tries = 3
 	// readTimeout bounds one try.
 	readTimeout = 30 * time.Second
-	// maxText cuts what others have to say, in bytes.
-	maxText = 500
 )
 
 // Run reads all objects.
