@@ -10,11 +10,13 @@ import (
 	"time"
 
 	"kekd/hsm"
+	"kekd/internal/admin/admintest"
 	"kekd/internal/admin/evidence"
 	"kekd/internal/admin/keychange"
 	"kekd/internal/admin/newkey"
 	"kekd/internal/admin/nodes"
 	"kekd/internal/admin/revoke"
+	"kekd/internal/admin/wait"
 	"kekd/internal/cluster"
 	"kekd/internal/httpapi"
 	"kekd/internal/inventory"
@@ -255,7 +257,7 @@ func (a *administrator) Ring(context.Context) (ring *kek.Ring, err error) {
 
 // change does something to a key that is as it was seen, unless it is too late.
 func (a *administrator) change(ctx context.Context, seen kek.Info, do func(i int)) (err error) {
-	if err := sleep(ctx, a.works); err != nil {
+	if err := wait.Pause(ctx, a.works); err != nil {
 		return err
 	}
 	a.in(func() {
@@ -276,40 +278,15 @@ func (a *administrator) change(ctx context.Context, seen kek.Info, do func(i int
 	return err
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
 // SetUse implements keychange.Token.
 func (a *administrator) SetUse(ctx context.Context, seen kek.Info, use hsm.Use) (kek.Info, error) {
 	err := a.change(ctx, seen, func(i int) {
 		if is := a.w.keys[i].State; use == hsm.Disabled() && is != 0 {
 			a.w.wrong = fmt.Sprintf("key %s was disabled while it was %s", seen.ID, is)
 		}
-		a.w.use(i, use)
+		admintest.Put(&a.w.keys[i], use)
 	})
 	return seen, err
-}
-
-func (w *world) use(i int, use hsm.Use) {
-	k := &w.keys[i]
-	k.State, k.DestroyAfter, k.Attributes.Label = 0, time.Time{}, ringLabel
-	switch use {
-	case hsm.Enabled():
-	case hsm.Disabled():
-		k.State, k.Attributes.Label = kek.Disabled, ringLabel+"/disabled"
-	default:
-		day := time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, -2)
-		for use != hsm.DestroyAfter(day) {
-			day = day.AddDate(0, 0, 1)
-		}
-		k.State, k.DestroyAfter, k.Attributes.Label = kek.Scheduled, day, ringLabel+"/destroy-after-"+day.Format(time.DateOnly)
-	}
 }
 
 // Destroy implements keychange.Token.
@@ -354,7 +331,7 @@ func (a *administrator) Try(_ context.Context, id kek.ID) (m kek.Mechanism, err 
 
 // Create implements revoke.Token.
 func (a *administrator) Create(ctx context.Context, id kek.ID) (k kek.Info, m kek.Mechanism, err error) {
-	if err := sleep(ctx, a.works/10); err != nil {
+	if err := wait.Pause(ctx, a.works/10); err != nil {
 		return k, m, err
 	}
 	a.in(func() {
@@ -376,7 +353,7 @@ func (a *administrator) Disable(ctx context.Context, seen kek.Info) error {
 // create has kekctl plan a key and make it.
 func (a *administrator) create(ctx context.Context, plan newkey.Plan) error {
 	_, err := newkey.Maker{
-		Token: a, Plan: plan, What: "Creates a key", Confirm: func(string) error { return sleep(ctx, a.thinks/10) },
+		Token: a, Plan: plan, What: "Creates a key", Confirm: func(string) error { return wait.Pause(ctx, a.thinks/10) },
 		Create: a.Create, Timeout: 90 * time.Second, Clock: a.clock,
 	}.Make(ctx)
 	return err
@@ -393,7 +370,7 @@ func (a *administrator) revoke(ctx context.Context, id kek.ID) (revoke.Result, e
 
 // Do implements keychange.Trail.
 func (a *administrator) Do(ctx context.Context, _, _, _ string, change func(context.Context) (string, error)) error {
-	if err := sleep(ctx, a.queues); err != nil {
+	if err := wait.Pause(ctx, a.queues); err != nil {
 		return err
 	}
 	a.in(func() { a.w.changing++ })
@@ -404,7 +381,7 @@ func (a *administrator) Do(ctx context.Context, _, _, _ string, change func(cont
 
 // Confirm implements keychange.Asker.
 func (a *administrator) Confirm(ctx context.Context) error {
-	err := sleep(ctx, a.thinks/2)
+	err := wait.Pause(ctx, a.thinks/2)
 	a.in(func() {
 		// What happens between the last look and the token's answer is for no kekctl
 		// to know.
@@ -413,7 +390,7 @@ func (a *administrator) Confirm(ctx context.Context) error {
 		}
 	})
 	if err == nil {
-		err = sleep(ctx, a.thinks/2)
+		err = wait.Pause(ctx, a.thinks/2)
 	}
 	return err
 }

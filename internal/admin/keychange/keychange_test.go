@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"kekd/hsm"
+	"kekd/internal/admin/admintest"
 	"kekd/internal/kek"
 )
 
@@ -53,11 +54,11 @@ func TestChecksAgain(t *testing.T) {
 		{"the key activates", Cancel, activates, "changed key ID meanwhile: it was pending and is primary now"},
 		{"a node uses it", Cancel, func(w *world, k kek.Info) { w.nodes[0].publishes = k.ID }, "node cp-1: used: encrypts under it"},
 		{"the activation is near", Cancel, func(*world, kek.Info) { time.Sleep(5*time.Minute - 15*time.Second) }, "may encrypt under it in 15s by its clock"},
-		{"restored by another", Purge, func(w *world, _ kek.Info) { w.use(0, hsm.Enabled()) }, "it was scheduled-for-destruction and is retired now"},
-		{"scheduled by another", Disable, func(w *world, _ kek.Info) { w.use(0, hsm.DestroyAfter(time.Now().Add(48*time.Hour))) }, "it was retired and is scheduled-for-destruction now"},
-		{"disabled by another", Destroy, func(w *world, _ kek.Info) { w.use(0, hsm.Disabled()) }, "it was retired and is disabled now"},
-		{"enabled by another", Enable, func(w *world, _ kek.Info) { w.use(0, hsm.Enabled()) }, "it was disabled and is retired now"},
-		{"scheduled for another day", Restore, func(w *world, _ kek.Info) { w.use(0, hsm.DestroyAfter(time.Now().Add(48*time.Hour))) }, "it was scheduled-for-destruction and is scheduled-for-destruction now"},
+		{"restored by another", Purge, func(w *world, _ kek.Info) { admintest.Put(&w.keys[0], hsm.Enabled()) }, "it was scheduled-for-destruction and is retired now"},
+		{"scheduled by another", Disable, func(w *world, _ kek.Info) { admintest.Put(&w.keys[0], hsm.DestroyAfter(time.Now().Add(48*time.Hour))) }, "it was retired and is scheduled-for-destruction now"},
+		{"disabled by another", Destroy, func(w *world, _ kek.Info) { admintest.Put(&w.keys[0], hsm.Disabled()) }, "it was retired and is disabled now"},
+		{"enabled by another", Enable, func(w *world, _ kek.Info) { admintest.Put(&w.keys[0], hsm.Enabled()) }, "it was disabled and is retired now"},
+		{"scheduled for another day", Restore, func(w *world, _ kek.Info) { admintest.Put(&w.keys[0], hsm.DestroyAfter(time.Now().Add(48*time.Hour))) }, "it was scheduled-for-destruction and is scheduled-for-destruction now"},
 		{"purged by another", Restore, func(w *world, _ kek.Info) { w.keys = w.keys[1:] }, "is gone now"},
 		{"purged by another", Purge, func(w *world, _ kek.Info) { w.keys = w.keys[1:] }, "token: unknown: no longer holds the key"},
 		{"an object comes back", Purge, func(w *world, k kek.Info) { w.etcd.secrets[k.KeyID()] = 1 }, "1 objects are encrypted under it"},
@@ -119,7 +120,7 @@ func TestTwoAdministrators(t *testing.T) {
 			w.before = func(what string) {
 				if what == "change" { // on another machine: no lock keeps them apart
 					w.before = nil
-					w.use(0, hsm.DestroyAfter(time.Now().Add(48*time.Hour)))
+					admintest.Put(&w.keys[0], hsm.DestroyAfter(time.Now().Add(48*time.Hour)))
 				}
 			}
 			_, err := Run(t.Context(), w.deps(), change(second, k.ID))

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"kekd/hsm"
+	"kekd/internal/admin/admintest"
 	"kekd/internal/admin/evidence"
 	"kekd/internal/admin/wait"
 	"kekd/internal/cluster"
@@ -117,26 +118,8 @@ func (w *world) change(ctx context.Context, seen kek.Info, do func(i int)) error
 
 // SetUse implements Token.
 func (w *world) SetUse(ctx context.Context, seen kek.Info, use hsm.Use) (kek.Info, error) {
-	err := w.change(ctx, seen, func(i int) { w.use(i, use) })
+	err := w.change(ctx, seen, func(i int) { admintest.Put(&w.keys[i], use) })
 	return seen, err
-}
-
-func (w *world) use(i int, use hsm.Use) {
-	k := &w.keys[i]
-	k.State, k.DestroyAfter, k.Attributes.Label = 0, time.Time{}, ringLabel
-	switch use {
-	case hsm.Enabled():
-	case hsm.Disabled():
-		k.State, k.Attributes.Label = kek.Disabled, ringLabel+"/disabled"
-	default:
-		k.State = kek.Scheduled
-		for day := time.Now().UTC().Truncate(24 * time.Hour).Add(-48 * time.Hour); ; day = day.Add(24 * time.Hour) {
-			if use == hsm.DestroyAfter(day) {
-				k.DestroyAfter, k.Attributes.Label = day, ringLabel+"/destroy-after-"+day.Format(time.DateOnly)
-				return
-			}
-		}
-	}
 }
 
 // Destroy implements Token.
@@ -339,9 +322,9 @@ func newWorld(t *testing.T, v Verb) (*world, kek.Info) {
 	w.etcd.secrets[primary.KeyID()] = 100
 	switch v {
 	case Enable:
-		w.use(0, hsm.Disabled())
+		admintest.Put(&w.keys[0], hsm.Disabled())
 	case Restore, Purge:
-		w.use(0, hsm.DestroyAfter(time.Now().Add(-24*time.Hour)))
+		admintest.Put(&w.keys[0], hsm.DestroyAfter(time.Now().Add(-24*time.Hour)))
 	}
 	return w, old
 }
