@@ -70,7 +70,7 @@ func (h *history) checkChanges(t *testing.T) {
 	for _, c := range h.changes {
 		if !c.undone {
 			if !c.done {
-				// What was killed may have asked a worker that goes on for a moment.
+				// A killed kekctl may have left a worker that runs for a moment longer.
 				c.ended = c.ended.Add(3 * time.Second)
 			}
 			byKey[c.key] = append(byKey[c.key], c)

@@ -25,7 +25,7 @@ func TestDirected(t *testing.T) {
 		"use": {
 			{"an API server still uses the key", testAPIServerStillUsesKey},
 			{"two administrators change one key at once", testTwoAdministrators},
-			{"a key is restored before its purge goes on", testRestoredBeforePurge},
+			{"a key is restored before its purge continues", testRestoredBeforePurge},
 			{"yes is typed after the activation", testYesAfterActivation},
 			{"the audit trail is locked until after the activation", testAuditLockedOverActivation},
 			{"a node a few seconds ahead uses the key that is cancelled", testCancelNodeSecondsAhead},

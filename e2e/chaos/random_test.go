@@ -514,7 +514,7 @@ func (h *history) checkGone(t *testing.T, v value, lost map[string]int) {
 		if c.key != id(v.value.KeyID) || c.undone || c.verb == "enable" || c.verb == "restore" {
 			continue
 		}
-		// A node may go on for a moment with a revoked key, and with what is
+		// A node may keep using a revoked key for a moment, and with what is
 		// disabled on purpose. A change that came later than recent is one that
 		// was entitled to.
 		if c.verb == "revoke" || c.verb == "set" || c.ended.Sub(v.at) > recent {
