@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -112,7 +113,7 @@ func FuzzManifest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, manifest []byte) {
 		fresh := func(manifest string) *etcdFlags {
 			flags, e := pflag.NewFlagSet("", pflag.ContinueOnError), new(etcdFlags)
-			e.add(new(app), flags)
+			e.add(&app{stderr: io.Discard}, flags)
 			e.manifest = manifest
 			return e
 		}
