@@ -32,6 +32,7 @@ type etcdFlags struct {
 	viaCluster    bool
 	manifest      string
 	warned        bool // that the manifest cannot be read
+	completed     bool
 	app           *app
 	given         *pflag.FlagSet
 	// kube is for viaCluster. A command that has kubeFlags of its own puts them
@@ -101,8 +102,18 @@ func (f *etcdFlags) open(ctx context.Context) (*inventory.Store, error) {
 	return inventory.Open(cfg)
 }
 
-// complete fills in what the command line does not say.
+// complete fills in what the command line does not say. Only the first call that
+// succeeds does anything.
 func (f *etcdFlags) complete() error {
+	if f.completed {
+		return nil
+	}
+	err := f.fill()
+	f.completed = err == nil
+	return err
+}
+
+func (f *etcdFlags) fill() error {
 	set := map[string]bool{} // by the command line or the configuration
 	for _, flag := range []string{flagEndpoints, flagCA, flagCert, flagKey, flagPrefix, flagOverrides} {
 		set[flag] = f.given.Changed(flag)

@@ -142,9 +142,11 @@ func (r *rotator) connect(ctx context.Context, cfg *rotate.Config) error {
 	for _, s := range r.servers {
 		cfg.Servers = append(cfg.Servers, s)
 	}
-	cfg.Nodes, err = r.witnesses.nodes.find(limited, r.session.cfg, r.cluster)
+	if cfg.Nodes, err = r.witnesses.nodes.find(limited, r.session.cfg, r.cluster); err != nil {
+		return err
+	}
 	cfg.Members = []rotate.Member{etcdMembers{&r.witnesses.etcd}}
-	return err
+	return r.witnesses.etcd.complete()
 }
 
 // connectTimeout bounds the look for nodes, API servers and members of etcd.

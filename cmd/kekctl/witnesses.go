@@ -34,6 +34,7 @@ func addServers(flags *pflag.FlagSet, urls *[]string) {
 
 // find finds the witnesses. One that cannot be found is a finding, too.
 func (f *witnessFlags) find(ctx context.Context, s *session) evidence.Witnesses {
+	_ = f.etcd.complete() // for its name; what is wrong with it, reading etcd reports
 	w := evidence.Witnesses{Refresh: s.cfg.KeyRing.Refresh, Etcd: etcdWitness{&f.etcd}}
 	missing := func(witness string, err error) {
 		w.Missing = append(w.Missing, evidence.Finding{Witness: witness, Verdict: evidence.Unknown, Detail: "could not be found: " + oneLine(err)})

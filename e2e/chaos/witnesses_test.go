@@ -214,6 +214,9 @@ func (b *table) cells(t *testing.T, c condition, want string, commands ...string
 		if got == refused+", names " {
 			t.Errorf("%s, %s: %s names no witness: %v", c.witness, c.name, commands[i], run)
 		}
+		if strings.Contains(run.stderr.String(), "127.0.0.1:2379") {
+			t.Errorf("%s, %s: %s speaks of etcd's default address, where none is: %v", c.witness, c.name, commands[i], run)
+		}
 		b.note(c, commands[i], got)
 		afters[i](run)
 	}
@@ -305,6 +308,8 @@ var (
 	finding = regexp.MustCompile(`(?m)^\s+(token|nodes?|apiservers?|etcd)[^:]*(?:://[^ ]+|:\d+)?: (used|unknown): `)
 	// failure is all that follows, since a list may.
 	failure = regexp.MustCompile(`(?s)kekctl: error: .*`)
+	// away is what a step has not reached.
+	away = regexp.MustCompile(`(?m)^\s*\d+ (?:doctor|reach) +(?:waiting for )?(\S.*)$`)
 	// unreachable is where etcd is not.
 	unreachable = regexp.MustCompile(`127\.0\.0\.1:1\b`)
 	hsm         = regexp.MustCompile(`(?i)PKCS#11|token|HSM`)
@@ -318,6 +323,11 @@ func (b *table) reason(c *command) string {
 		return m[1] + " (" + m[2] + ")"
 	}
 	text := failure.FindString(said)
+	for _, m := range away.FindAllStringSubmatch(said, -1) {
+		if !strings.HasSuffix(m[1], " answers") {
+			text += m[1]
+		}
+	}
 	if unreachable.MatchString(text) {
 		return "etcd"
 	}
