@@ -166,7 +166,7 @@ SEED  ?=
 chaos: deps-test build bin/kekd-faults.so ## Two administrators on three nodes of one token while everything breaks (as root; four minutes; CHAOS=30m SEED=7)
 	$(BUILD) -tags e2eclock -o bin/e2e/kekd-clock ./cmd/kekd
 	@bin="$$(e2e/kube/build.sh etcd kube-apiserver)"; cd e2e && CI=true KEKD_KUBE_BIN="$$bin" $(E2E_BINARIES) KEKD_CLOCK_BIN=$(CURDIR)/bin/e2e/kekd-clock \
-	go test -count=1 -timeout=0 -v ./chaos/... -args -length=$(CHAOS) $(if $(SEED),-seed=$(SEED))
+	go test -count=1 -timeout=0 -parallel 4 -v ./chaos/... -args -length=$(CHAOS) $(if $(SEED),-seed=$(SEED))
 
 .PHONY: load
 load: deps-test build bin/kekd-faults.so ## Overload, cold start, stampede and a short soak (two minutes)

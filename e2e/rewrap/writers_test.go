@@ -1,9 +1,16 @@
 package rewrap
 
 import (
+	"context"
+	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
 
 	"kekd/e2e/internal/harness"
 )
@@ -28,12 +35,14 @@ func TestWrongWriters(t *testing.T) {
 		name      string
 		providers []string
 		both      bool // the good API server is known as well
+		decrypted bool // everything is plaintext already
 		want      string
 	}{
-		{"identity first", []string{identity, own}, false, "with identity (unencrypted)"},
-		{"aescbc first", []string{aescbc, own, identity}, false, "with aescbc: key1"},
-		{"another KMS provider first", []string{another, own, identity}, false, `with another KMS provider "other"`},
-		{"one of two API servers", []string{identity, own}, true, "with identity (unencrypted)"},
+		{"identity first", []string{identity, own}, false, false, "with identity (unencrypted)"},
+		{"identity first, over a cluster in plaintext", []string{identity, own}, false, true, "with identity (unencrypted)"},
+		{"aescbc first", []string{aescbc, own, identity}, false, false, "with aescbc: key1"},
+		{"another KMS provider first", []string{another, own, identity}, false, false, `with another KMS provider "other"`},
+		{"one of two API servers", []string{identity, own}, true, false, "with identity (unencrypted)"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -45,19 +54,22 @@ func TestWrongWriters(t *testing.T) {
 			if tt.both {
 				flags, servers = append(c.kubeFlags, "--apiserver", c.good.URL, "--apiserver", c.bad.URL), 2
 			}
-			before := c.keys(t)
+			before, stored := c.keys(t), old
+			if tt.decrypted {
+				stored = c.decrypt(t, old)
+			}
 			for _, run := range []func() (int, *harness.Kekctl){
 				func() (int, *harness.Kekctl) { return c.rotate(t, append(nodes, flags...)...) },
 				func() (int, *harness.Kekctl) { return c.rewrap(t, flags...) },
 			} {
-				c.restore(t, old)
+				c.restore(t, stored)
 				code, k := run()
 				stderr := k.Stderr(t)
 				if code != 1 || !strings.Contains(stderr, c.bad.URL+" writes secrets "+tt.want) || !strings.Contains(stderr, "writes configmaps "+tt.want) {
 					t.Errorf("kekctl ends with %d, want 1 and %q", code, tt.want)
 				}
 				after := c.stored(t)
-				touched := changed(old, after)
+				touched := changed(stored, after)
 				t.Logf("touched: %v", touched)
 				if len(touched) > 2*servers {
 					t.Errorf("%d objects were touched, want at most one of each resource and API server", len(touched))
@@ -73,10 +85,68 @@ func TestWrongWriters(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a key is pending", func(t *testing.T) {
+		c.restore(t, old)
+		k := c.kekd.Kekctl(t, "key", "create", "--yes", "--activate-in", "5s", "-o", "json")
+		if code := k.Wait(t, kekctlWithin); code != 0 {
+			t.Fatalf("kekctl key create ends with %d: %s", code, k.Stderr(t))
+		}
+		var fresh struct{ KeyID string }
+		if err := json.Unmarshal([]byte(k.Stdout(t)), &fresh); err != nil {
+			t.Fatal(err)
+		}
+		code, rewrap := c.rewrap(t, append(c.kubeFlags, "--apiserver", c.good.URL)...)
+		if said := rewrap.Stderr(t); code != 1 || !strings.Contains(said, "key "+fresh.KeyID+" takes over at ") {
+			t.Errorf("kekctl ends with %d, want 1 and that %s takes over", code, fresh.KeyID)
+		}
+		if touched := changed(old, c.stored(t)); len(touched) > 2 {
+			t.Errorf("%d objects were touched", len(touched))
+		}
+		harness.Eventually(t, time.Minute, "the key is the primary", func(context.Context) error {
+			if keys := c.keys(t); !slices.Contains(keys, fresh.KeyID+" primary") {
+				return fmt.Errorf("the ring is %v", keys)
+			}
+			return nil
+		})
+	})
 	t.Run("all good", func(t *testing.T) {
 		c.restore(t, old)
 		if code, _ := c.rewrap(t, append(c.kubeFlags, "--apiserver", c.good.URL)...); code != 0 {
 			t.Errorf("kekctl ends with %d, want 0", code)
 		}
 	})
+}
+
+// decrypt has the bad API server write every object anew, and returns what etcd holds then.
+func (c *cluster) decrypt(t *testing.T, old map[string][]byte) map[string][]byte {
+	t.Helper()
+	kube, err := kubernetes.NewForConfig(c.bad.RESTConfig())
+	if err != nil {
+		t.Fatalf("make the Kubernetes client: %v", err)
+	}
+	secrets, err := kube.CoreV1().Secrets("").List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range secrets.Items {
+		if _, err := kube.CoreV1().Secrets(s.Namespace).Update(t.Context(), &s, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	configMaps, err := kube.CoreV1().ConfigMaps("").List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range configMaps.Items {
+		if _, err := kube.CoreV1().ConfigMaps(m.Namespace).Update(t.Context(), &m, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	values := c.stored(t)
+	for key := range old {
+		if strings.HasPrefix(string(values[key]), "k8s:enc:") {
+			t.Fatalf("%s is still encrypted: this case shows nothing", key)
+		}
+	}
+	return values
 }
