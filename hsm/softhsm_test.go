@@ -27,9 +27,16 @@ func TestSoftHSMKeysMadeWhileOthersList(t *testing.T) {
 		lister := f.Open(t)
 		lists.Go(func() {
 			for ctx.Err() == nil {
-				if _, err := lister.Keys(ctx); err != nil && ctx.Err() == nil {
+				listed, err := lister.Keys(ctx)
+				if err != nil && ctx.Err() == nil {
 					t.Errorf("list: %v", err)
 					return
+				}
+				for _, k := range listed {
+					if k.CheckValue == (kek.CheckValue{}) {
+						t.Errorf("key %s, which is being made, has no check value for good", k.ID)
+						return
+					}
 				}
 			}
 		})
