@@ -331,20 +331,34 @@ func (w *Worker) searchOnce(id kek.ID) ([]candidate, error) {
 	return found, err
 }
 
+// unfinishedTries is how often, retryPause apart, a key that may still be in the making
+// is looked at again.
+const unfinishedTries = 10
+
 // remember keeps a key's handles. The check value is computed once for each
-// object, and again when a key that could not encrypt may do so now; another one
-// under a known id means that the key was swapped.
+// object, and again when a key that had none may encrypt or is finished by now;
+// another one under a known id means that the key was swapped.
 func (w *Worker) remember(id kek.ID, c candidate) (*handle, error) {
 	w.mu.Lock()
 	old := w.handles[id]
 	w.mu.Unlock()
 	var unknown kek.CheckValue
-	encrypts := c.key.Attributes.Encrypt == nil || *c.key.Attributes.Encrypt
-	if old != nil && old.aes == c.aes && old.hasHMAC == c.hasHMAC && old.hmac == c.hmac &&
-		(old.kcv != unknown || old.encrypts || !encrypts) {
-		return old, nil
+	is := func(b *bool, where bool) bool { return b == nil && where || b != nil && *b }
+	k := &handle{aes: c.aes, hmac: c.hmac, hasHMAC: c.hasHMAC, encrypts: is(c.key.Attributes.Encrypt, true), local: is(c.key.Attributes.Local, false)}
+	if old != nil {
+		k.kcv = old.kcv
+		if *k == *old || k.kcv != unknown && k.sameObjects(old) {
+			return old, nil
+		}
 	}
 	kcv, err := w.checkValue(c.aes)
+	for try := 0; err == nil && kcv == unknown && k.encrypts && !k.local && try < unfinishedTries; try++ {
+		// SoftHSM shows other processes a key before it has a value and CKA_LOCAL, and
+		// refuses to use it until then. A node that did not wait would publish another
+		// key_id than the rest.
+		time.Sleep(retryPause)
+		kcv, err = w.checkValue(c.aes)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -352,7 +366,7 @@ func (w *Worker) remember(id kek.ID, c candidate) (*handle, error) {
 		return nil, &wire.Error{Class: wire.ClassToken, Text: fmt.Sprintf(
 			"the check value of key %s changed from %s to %s", id, old.kcv, kcv)}
 	}
-	k := &handle{aes: c.aes, hmac: c.hmac, hasHMAC: c.hasHMAC, kcv: kcv, encrypts: encrypts}
+	k.kcv = kcv
 	w.mu.Lock()
 	w.handles[id] = k
 	w.mu.Unlock()

@@ -59,8 +59,12 @@ type handle struct {
 	hmac    pkcs11.ObjectHandle
 	hasHMAC bool
 	kcv     kek.CheckValue
-	// encrypts: CKA_ENCRYPT allowed it when kcv was computed.
-	encrypts bool
+	// encrypts and local are CKA_ENCRYPT and CKA_LOCAL as of when kcv was computed.
+	encrypts, local bool
+}
+
+func (k *handle) sameObjects(other *handle) bool {
+	return k.aes == other.aes && k.hasHMAC == other.hasHMAC && k.hmac == other.hmac
 }
 
 // New makes a worker that has not loaded anything yet.
