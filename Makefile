@@ -131,7 +131,7 @@ e2e: deps-test build ## Run kekd under a real kube-apiserver and etcd
 	$(BUILD) -tags e2eclock -o bin/e2e/kekd-clock ./cmd/kekd
 	@bin="$$(e2e/kube/build.sh)"; cd e2e && \
 	KEKD_KUBE_BIN="$$bin" KEKD_BIN=$(CURDIR)/bin/kekd KEKCTL_BIN=$(CURDIR)/bin/kekctl KEKD_CLOCK_BIN=$(CURDIR)/bin/e2e/kekd-clock \
-	go test -count=1 -timeout=30m -v -skip '^TestMemory$$' -p 1 -parallel 3 ./cluster/... ./inventory/... ./portforward/... ./rewrap/... ./rotation/...
+	go test -count=1 -timeout=30m -v -p 1 -parallel 3 ./cluster/... ./inventory/... ./portforward/... ./rewrap/... ./rotation/...
 
 .PHONY: inventory-memory
 inventory-memory: build ## Measure the memory that an inventory of 200,000 objects takes, 2,500 of 500 KB (docs/inventory.md)
