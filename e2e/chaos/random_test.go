@@ -519,7 +519,7 @@ func (h *history) checkValues(t *testing.T, final []tokenKey) {
 			continue
 		}
 		for _, n := range h.w.nodes {
-			if err := n.opens(t.Context(), v.sealed); err != nil {
+			if err := n.opensSoon(t.Context(), v.sealed); err != nil {
 				if lost[v.value.KeyID]++; lost[v.value.KeyID] == 1 {
 					t.Errorf("LOST: %s does not open what %s sealed under %s: %v", n.name, v.by.name, v.value.KeyID, err)
 				}

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -244,6 +246,23 @@ func (n *node) opens(c ctx, s sealed) error {
 	return err
 }
 
+// opensSoon is opens, asked again while the node is unavailable, as after a fault.
+func (n *node) opensSoon(c ctx, s sealed) error {
+	var err error
+	for begun := time.Now(); time.Since(begun) < soon; {
+		err = n.opens(c, s)
+		if code := status.Code(err); code != codes.Unavailable && code != codes.DeadlineExceeded {
+			break
+		}
+		select {
+		case <-c.Done():
+			return c.Err()
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+	return err
+}
+
 // requireAllOpen requires that every node opens everything that was sealed, but what is
 // under the keys that were given up.
 func (w *world) requireAllOpen(t testing.TB, givenUp ...string) {
@@ -254,7 +273,7 @@ func (w *world) requireAllOpen(t testing.TB, givenUp ...string) {
 			if slices.Contains(givenUp, s.value.KeyID) {
 				continue
 			}
-			if err := n.opens(t.Context(), s); err != nil {
+			if err := n.opensSoon(t.Context(), s); err != nil {
 				if lost[s.value.KeyID]++; lost[s.value.KeyID] == 1 {
 					t.Errorf("LOST: %s does not open what %s sealed under %s: %v", n.name, s.by, s.value.KeyID, err)
 				}
