@@ -29,7 +29,7 @@ func newRotate(a *app) *cobra.Command {
   4. key          a new key is created on the token, pending
   5. nodes        every kekd has seen and tested it
   6. activation   it is the primary on every node
-  7. apiservers   every kube-apiserver encrypts under it
+  7. apiservers   every kube-apiserver has taken it up
   8. rewrap       every object is re-encrypted, and read back
   9. inventory    no object is under an older key
   10. retire      which keys nothing needs any more

@@ -35,14 +35,12 @@ func TestWrongWriters(t *testing.T) {
 		name      string
 		providers []string
 		both      bool // the good API server is known as well
-		decrypted bool // everything is plaintext already
 		want      string
 	}{
-		{"identity first", []string{identity, own}, false, false, "with identity (unencrypted)"},
-		{"identity first, over a cluster in plaintext", []string{identity, own}, false, true, "with identity (unencrypted)"},
-		{"aescbc first", []string{aescbc, own, identity}, false, false, "with aescbc: key1"},
-		{"another KMS provider first", []string{another, own, identity}, false, false, `with another KMS provider "other"`},
-		{"one of two API servers", []string{identity, own}, true, false, "with identity (unencrypted)"},
+		{"identity first", []string{identity, own}, false, "with identity (unencrypted)"},
+		{"aescbc first", []string{aescbc, own, identity}, false, "with aescbc: key1"},
+		{"another KMS provider first", []string{another, own, identity}, false, `with another KMS provider "other"`},
+		{"one of two API servers", []string{identity, own}, true, "with identity (unencrypted)"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -54,22 +52,19 @@ func TestWrongWriters(t *testing.T) {
 			if tt.both {
 				flags, servers = append(c.kubeFlags, "--apiserver", c.good.URL, "--apiserver", c.bad.URL), 2
 			}
-			before, stored := c.keys(t), old
-			if tt.decrypted {
-				stored = c.decrypt(t, old)
-			}
+			before := c.keys(t)
 			for _, run := range []func() (int, *harness.Kekctl){
 				func() (int, *harness.Kekctl) { return c.rotate(t, append(nodes, flags...)...) },
 				func() (int, *harness.Kekctl) { return c.rewrap(t, flags...) },
 			} {
-				c.restore(t, stored)
+				c.restore(t, old)
 				code, k := run()
 				stderr := k.Stderr(t)
 				if code != 1 || !strings.Contains(stderr, c.bad.URL+" writes secrets "+tt.want) || !strings.Contains(stderr, "writes configmaps "+tt.want) {
 					t.Errorf("kekctl ends with %d, want 1 and %q", code, tt.want)
 				}
 				after := c.stored(t)
-				touched := changed(stored, after)
+				touched := changed(old, after)
 				t.Logf("touched: %v", touched)
 				if len(touched) > 2*servers {
 					t.Errorf("%d objects were touched, want at most one of each resource and API server", len(touched))
@@ -85,6 +80,31 @@ func TestWrongWriters(t *testing.T) {
 			}
 		})
 	}
+	t.Run("everything is in plaintext", func(t *testing.T) {
+		c.restore(t, old)
+		c.bad.Configure(t, c.encryption(t, identity, own))
+		c.bad.StartReady(t)
+		defer c.bad.Stop(t)
+		plaintext, before := c.decrypt(t, old), c.keys(t)
+		flags := []string{"--kubeconfig", c.bad.Kubeconfig(t), "--apiserver", c.bad.URL}
+		// Once, and once more: what the first run has done must not make the next one a success.
+		for range 2 {
+			for _, run := range []func() (int, *harness.Kekctl){
+				func() (int, *harness.Kekctl) { return c.rotate(t, append(nodes, flags...)...) },
+				func() (int, *harness.Kekctl) { return c.rewrap(t, flags...) },
+			} {
+				if code, k := run(); code != 1 || !strings.Contains(k.Stderr(t), "nothing in etcd is under ring k8s-kek") {
+					t.Errorf("kekctl ends with %d, want 1 and that nothing is under the ring", code)
+				}
+			}
+		}
+		if touched := changed(plaintext, c.stored(t)); len(touched) > 0 {
+			t.Errorf("touched: %v", touched)
+		}
+		if after := c.keys(t); !slices.Equal(after, before) {
+			t.Errorf("the ring is %v, want %v: kekctl rotate created a key", after, before)
+		}
+	})
 	t.Run("a key is pending", func(t *testing.T) {
 		c.restore(t, old)
 		k := c.kekd.Kekctl(t, "key", "create", "--yes", "--activate-in", "5s", "-o", "json")

@@ -145,7 +145,7 @@ func (r *run) writers(ctx context.Context) error {
 	}
 	// A key may have taken over a moment ago.
 	if err := r.serversUnder(ctx, primary, "the primary", writersTime); err != nil {
-		return r.because(ctx, err, "not all kube-apiservers encrypt under the primary %s, so no key was created; kekctl apiserver check and kekctl status tell why", primary.KeyID())
+		return r.because(ctx, err, "not all kube-apiservers have taken up the primary %s, so no key was created; kekctl apiserver check and kekctl status tell why", primary.KeyID())
 	}
 	due, why := true, ""
 	if r.IfDue && r.key.ID == "" {

@@ -186,7 +186,7 @@ func TestRotation(t *testing.T) {
 			"1 doctor      12 checks, none failed", "2 reach       node-0 answers", "2 reach       https://server-1 answers",
 			"2 reach       https://etcd answers", "3 writers     2 object(s) written and read back", "4 key         created r/",
 			"5 nodes       node-1 has tested the key", "6 activation  in 5m0s", "6 activation  waiting for the activation: another 4m50s",
-			"7 apiservers  https://server-0 encrypts under the key", "8 rewrap      100 of 100 objects re-encrypted",
+			"7 apiservers  https://server-0 has taken up the key", "8 rewrap      100 of 100 objects re-encrypted",
 			"9 inventory   no object is under an older key; 100 are under r/", "10 retire      nothing in this cluster needs r/",
 		}},
 		{"a clock is three minutes ahead", func(j *journey) { j.Nodes[1].Offset = 3 * time.Minute }, []string{"node-1 has tested the key; its clock is 3m0s ahead of this one"}},
@@ -418,7 +418,7 @@ func TestNodeMissing(t *testing.T) {
 // is, and the next run continues.
 func TestServerGoesAway(t *testing.T) {
 	t.Parallel()
-	for step, failed := range map[int]string{5: "not all nodes have tested", 6: "not all nodes encrypt under", 7: "not all kube-apiservers encrypt under"} {
+	for step, failed := range map[int]string{5: "not all nodes have tested", 6: "not all nodes encrypt under", 7: "not all kube-apiservers have taken up"} {
 		t.Run(fmt.Sprint("step ", step), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {

@@ -191,15 +191,16 @@ const (
 	serversLimit = 5 * time.Minute
 )
 
-// apiServers waits until every API server encrypts under the key.
+// apiServers waits until every API server has taken up the key.
 func (r *run) apiServers(ctx context.Context) error {
 	if err := r.serversUnder(ctx, r.key, "the key", serversLimit); err != nil {
-		return r.because(ctx, err, "not all kube-apiservers encrypt under the key; run kekctl rotate again when they do")
+		return r.because(ctx, err, "not all kube-apiservers have taken up the key; run kekctl rotate again when they have")
 	}
 	return nil
 }
 
-// serversUnder waits until every API server encrypts under a key.
+// serversUnder waits until every API server has taken up a key: its metrics tell that,
+// and not whether kekd is the first provider, which takes a write to see.
 func (r *run) serversUnder(ctx context.Context, key kek.Info, name string, limit time.Duration) error {
 	var parties []wait.Party
 	for _, s := range r.Servers {
@@ -209,12 +210,12 @@ func (r *run) serversUnder(ctx context.Context, key kek.Info, name string, limit
 				return "", oneLine(err)
 			}
 			if why := use.Lacks(key.KeyID()); why != "" {
-				return "", "does not: " + why
+				return "", "has not: " + why
 			}
-			return "encrypts under " + name, ""
+			return "has taken up " + name, ""
 		}})
 	}
-	return r.await(ctx, r.wait("to encrypt under "+name, serversPause, limit), parties)
+	return r.await(ctx, r.wait("to take up "+name, serversPause, limit), parties)
 }
 
 // oneLine folds an error of several lines.
