@@ -118,7 +118,7 @@ func testInterruptedAtEachStep(t *testing.T, c *cluster) {
 	rotate := join([]string{"rotate", "--activate-in", activateIn, "--yes", "--method", "update", "--rate", "20"}, c.nodeFlags, c.kubeFlags, c.etcdFlags)
 	l := newLoad(t, c, objects)
 	before := len(c.ring(t))
-	for step := 1; step <= 9; step++ {
+	for step := 1; step <= 10; step++ {
 		k := c.nodes[0].kekd.Kekctl(t, rotate...)
 		// Later steps come at once where an earlier run has done their work.
 		awaitRun(t, k, fmt.Sprintf("step %d begins", step), func(context.Context) error {
