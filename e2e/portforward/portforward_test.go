@@ -71,8 +71,9 @@ func TestPortForward(t *testing.T) {
 			t.Errorf("no connection to port %s of the pod of kekd", port)
 		}
 	})
-	// Plain SPDY, the way of before 1.31, was not needed.
-	if n := apiserver.Metrics(t).Sum("apiserver_stream_tunnel_requests_total", nil); int(n) != node.connections() {
+	// Plain SPDY, the way of before 1.31, was not needed. A request that kekctl no longer
+	// waits for may not reach the node.
+	if n := apiserver.Metrics(t).Sum("apiserver_stream_tunnel_requests_total", nil); int(n) < node.connections() {
 		t.Errorf("%v of %d connections came by websocket", n, node.connections())
 	}
 }

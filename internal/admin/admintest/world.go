@@ -53,7 +53,8 @@ type World struct {
 	KillAfter bool
 	// LoseAnswer is an operation that takes effect and fails.
 	LoseAnswer string
-	// Hook runs before each of the administrator's operations.
+	// Hook runs before each of the administrator's operations, one at a time. It may
+	// change the world's fields, but not call its methods.
 	Hook func(name string)
 }
 
@@ -162,10 +163,10 @@ func (w *World) Reset() {
 // Do runs one operation of the administrator's process, which a kill may prevent or
 // cut off from its result.
 func (w *World) Do(ctx context.Context, name string, operation func() error) error {
+	w.mu.Lock()
 	if w.Hook != nil {
 		w.Hook(name)
 	}
-	w.mu.Lock()
 	w.operations++
 	dead := w.KillAt > 0 && w.operations >= w.KillAt
 	last := w.operations == w.KillAt && w.KillAfter

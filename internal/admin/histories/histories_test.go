@@ -130,8 +130,8 @@ func (h *history) step(ctx context.Context) {
 	case "withdraw": // a key is cancelled late, and a node may be ahead
 		h.mayHeal()
 		if rapid.Bool().Draw(rt, "a node is ahead") {
-			n.ahead = between(rt, 0, 3*time.Minute, "ahead")
-			w.note("the clock of %s is %v ahead", n.name, n.ahead)
+			n.ahead.set(between(rt, 0, 3*time.Minute, "ahead"))
+			w.note("the clock of %s is %v ahead", n.name, n.ahead.get())
 		}
 		h.create(ctx, newkey.Delayed(between(rt, 16*time.Second, 4*time.Minute, "activates in"), true, 0))
 		h.commands(ctx, 0, keychange.Cancel)
@@ -169,8 +169,8 @@ func (h *history) harm(n *node, s *server) {
 	w, rt := h.world, h.rt
 	switch rapid.SampledFrom([]string{"clock", "cut", "silent", "server", "stuck", "wipe"}).Draw(rt, "harm") {
 	case "clock":
-		n.ahead = between(rt, -3*time.Minute, 3*time.Minute, "ahead")
-		w.note("the clock of %s is %v ahead", n.name, n.ahead)
+		n.ahead.set(between(rt, -3*time.Minute, 3*time.Minute, "ahead"))
+		w.note("the clock of %s is %v ahead", n.name, n.ahead.get())
 	case "cut":
 		n.cut = !n.cut
 		w.note("node %s is cut off from the token: %t", n.name, n.cut)
@@ -198,7 +198,8 @@ func (h *history) mayHeal() {
 
 func (w *world) heal() {
 	for i, n := range w.nodes {
-		n.ahead, n.cut, n.silent = 0, false, false
+		n.ahead.set(0)
+		n.cut, n.silent = false, false
 		w.servers[i].silent, w.servers[i].stuck = false, false
 	}
 	w.etcdOff = false
@@ -279,7 +280,7 @@ func (h *history) meanwhile(id kek.ID) func() {
 	switch n := w.nodes[rapid.IntRange(0, 2).Draw(h.rt, "node")]; rapid.IntRange(0, 5).Draw(h.rt, "meanwhile") {
 	case 0:
 		return func() {
-			n.ahead = -3 * time.Minute
+			n.ahead.set(-3 * time.Minute)
 			n.wipe(time.Now())
 			w.note("meanwhile the state of %s is wiped, and its clock is three minutes behind", n.name)
 		}
@@ -302,7 +303,7 @@ func (h *history) commands(ctx context.Context, key int, verbs ...keychange.Verb
 	if len(w.keys) == 0 {
 		return
 	}
-	var work sync.WaitGroup
+	var runs []func() // begun once all is drawn, which reads the world
 	for i := range max(len(verbs), rapid.IntRange(1, 2).Draw(rt, "administrators")) {
 		if i >= max(1, len(verbs)) && rapid.Bool().Draw(rt, "another key") {
 			key++
@@ -324,7 +325,7 @@ func (h *history) commands(ctx context.Context, key int, verbs ...keychange.Verb
 			c.Wait = 0
 		}
 		begins := between(rt, 0, 20*time.Second, "begins")
-		work.Go(func() {
+		runs = append(runs, func() {
 			time.Sleep(begins)
 			result, err := keychange.Run(ctx, a.deps(), c)
 			w.mu.Lock()
@@ -337,6 +338,10 @@ func (h *history) commands(ctx context.Context, key int, verbs ...keychange.Verb
 			}
 			w.note("%s %s on %s, force %t: %s", c.Verb, id, a.node.name, c.Force, outcome(err))
 		})
+	}
+	var work sync.WaitGroup
+	for _, run := range runs {
+		work.Go(run)
 	}
 	h.writeUntil(&work)
 }

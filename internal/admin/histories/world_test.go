@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"kekd/hsm"
@@ -68,7 +69,7 @@ type node struct {
 	w    *world
 	name string
 	// ahead is how far its clock is ahead of the true one.
-	ahead time.Duration
+	ahead offset
 	// silent: kekctl cannot ask it. cut: it cannot reach the token.
 	silent, cut bool
 
@@ -94,7 +95,7 @@ func (n *node) look(at time.Time) {
 		n.use(at)
 		return
 	}
-	ring, err := hsm.BuildRing(ringLabel, n.w.keys, hsm.RingOptions{Now: at.Add(n.ahead), Published: n.published})
+	ring, err := hsm.BuildRing(ringLabel, n.w.keys, hsm.RingOptions{Now: at.Add(n.ahead.get()), Published: n.published})
 	n.use(at) // what it published until now
 	n.ring, n.read, n.problem = ring, at, ""
 	if k, ok := ring.Lookup(n.current.ID); !ok || !k.State.Decrypts() {
@@ -233,7 +234,13 @@ type administrator struct {
 	meanwhile func()
 }
 
-func (a *administrator) clock() time.Time { return time.Now().Add(a.node.ahead) }
+func (a *administrator) clock() time.Time { return time.Now().Add(a.node.ahead.get()) }
+
+// offset is a clock's, which may be set while somebody reads the clock.
+type offset struct{ nanoseconds atomic.Int64 }
+
+func (o *offset) get() time.Duration  { return time.Duration(o.nanoseconds.Load()) }
+func (o *offset) set(d time.Duration) { o.nanoseconds.Store(int64(d)) }
 
 // in is a call of somebody, with the world in order.
 func (a *administrator) in(f func()) {
@@ -443,23 +450,23 @@ func (s asked) Ask(context.Context) (status *httpapi.Status, ahead, uncertainty 
 		now := time.Now()
 		n.look(now)
 		status = &httpapi.Status{
-			Time: now.Add(n.ahead), Node: strings.Repeat(n.name, 32), Version: version.Info{Version: "v1.2.3"}, Refresh: httpapi.Duration(refresh),
-			UseRecorded: n.recorded.Add(n.ahead), RingProblem: n.problem,
+			Time: now.Add(n.ahead.get()), Node: strings.Repeat(n.name, 32), Version: version.Info{Version: "v1.2.3"}, Refresh: httpapi.Duration(refresh),
+			UseRecorded: n.recorded.Add(n.ahead.get()), RingProblem: n.problem,
 		}
 		if n.current.ID != "" {
 			status.Health.KeyID = n.current.KeyID()
 		}
 		if n.ring != nil {
-			status.KeyRing = httpapi.NewKeyRing(n.ring, n.read.Add(n.ahead))
+			status.KeyRing = httpapi.NewKeyRing(n.ring, n.read.Add(n.ahead.get()))
 			for i := range status.KeyRing.Keys {
 				k := &status.KeyRing.Keys[i]
 				id, _ := kek.ParseID(k.ID)
 				if at, ok := n.lastUsed[id]; ok {
-					k.LastUsed = at.Add(n.ahead)
+					k.LastUsed = at.Add(n.ahead.get())
 				}
 			}
 		}
-		ahead = n.ahead - s.a.node.ahead
+		ahead = n.ahead.get() - s.a.node.ahead.get()
 	})
 	return status, ahead, 0, err
 }

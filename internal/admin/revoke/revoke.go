@@ -39,8 +39,9 @@ type Config struct {
 	Timeout time.Duration
 	// Confirm asks, and may take as long as the administrator does; nil does not ask.
 	Confirm func(ctx context.Context, key kek.Info) error
-	Note    func(line string)
-	Clock   func() time.Time
+	// Note hears of what happens. Several goroutines may call it at once.
+	Note  func(line string)
+	Clock func() time.Time
 }
 
 // Node is what one node was seen to do.

@@ -20,7 +20,7 @@ import (
 // emergency is a revocation in a world.
 type emergency struct {
 	*admintest.World
-	lines []string
+	lines admintest.Lines
 	// kekds is how many the cluster runs, as far as is known.
 	kekds int
 }
@@ -29,7 +29,7 @@ func (e *emergency) run(ctx context.Context, id kek.ID) (revoke.Result, error) {
 	e.Reset()
 	cfg := revoke.Config{
 		ID: id, Token: admintest.Token{World: e.World}, Refresh: admintest.Refresh, Timeout: 30 * time.Second, Kekds: e.kekds,
-		Note: func(line string) { e.lines = append(e.lines, line) }, Clock: time.Now,
+		Note: e.lines.Add, Clock: time.Now,
 	}
 	for _, n := range e.Nodes {
 		cfg.Nodes = append(cfg.Nodes, nodes.Node(n))
@@ -49,7 +49,7 @@ func TestNotAllNodesAreKnown(t *testing.T) {
 	})
 }
 
-func (e *emergency) text() string { return strings.Join(e.lines, "\n") }
+func (e *emergency) text() string { return e.lines.Text() }
 
 // first is the world's first key.
 func (e *emergency) first() kek.ID { return e.Ring().Keys[0].ID }

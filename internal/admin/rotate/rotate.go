@@ -110,8 +110,9 @@ type Config struct {
 	Cancel  func(ctx context.Context, key kek.Info, made time.Time) error
 	Memory  Memory
 	Confirm func(plan string) error
-	Note    func(line string)
-	Clock   func() time.Time
+	// Note hears of what happens. Several goroutines may call it at once.
+	Note  func(line string)
+	Clock func() time.Time
 }
 
 // MemoryName is the name under which an unfinished rotation is kept.

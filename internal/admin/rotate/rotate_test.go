@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -24,7 +25,7 @@ const lag = 80 * time.Second
 type journey struct {
 	*admintest.World
 
-	lines []string
+	lines admintest.Lines
 	delay time.Duration
 	ifDue bool
 	// written is how many objects were written to check the API servers.
@@ -54,7 +55,7 @@ func (j *journey) run(ctx context.Context) (rotate.Result, error) {
 		Objects:  objects{j},
 		Evidence: j.evidence, Cancel: j.cancel,
 		Memory: admintest.Memory{World: w}, Confirm: func(string) error { return nil },
-		Note: func(line string) { j.lines = append(j.lines, line) }, Clock: time.Now,
+		Note: j.lines.Add, Clock: time.Now,
 	}
 	for _, n := range w.Nodes {
 		cfg.Nodes = append(cfg.Nodes, nodes.Node(n))
@@ -65,7 +66,7 @@ func (j *journey) run(ctx context.Context) (rotate.Result, error) {
 	return rotate.Run(ctx, cfg)
 }
 
-func (j *journey) text() string { return strings.Join(j.lines, "\n") }
+func (j *journey) text() string { return j.lines.Text() }
 
 // evidence says that a key is unused once no node has encrypted under it for long
 // enough.
@@ -269,7 +270,7 @@ func TestInterruptedAtEachStep(t *testing.T) {
 				ctx, cancel := context.WithCancelCause(t.Context())
 				stopped := errors.New("Ctrl-C")
 				j.Hook = func(string) {
-					if strings.Contains(j.text(), fmt.Sprintf("%d ", step)) && strings.HasPrefix(j.lines[len(j.lines)-1], fmt.Sprint(step, " ")) {
+					if strings.Contains("\n"+j.text(), fmt.Sprintf("\n%d ", step)) {
 						cancel(stopped)
 					}
 				}
@@ -418,19 +419,27 @@ func TestNodeMissing(t *testing.T) {
 // is, and the next run continues.
 func TestServerGoesAway(t *testing.T) {
 	t.Parallel()
-	for step, failed := range map[int]string{5: "not all nodes have tested", 6: "not all nodes encrypt under", 7: "not all kube-apiservers have taken up"} {
+	for step, tc := range map[int]struct {
+		done   []string // what the step before has said at its end
+		failed string
+	}{
+		5: {[]string{"4 key "}, "not all nodes have tested"},
+		6: {[]string{"node-0 has tested the key", "node-1 has tested the key"}, "not all nodes encrypt under"},
+		7: {[]string{"node-0 encrypts under the key", "node-1 encrypts under the key"}, "not all kube-apiservers have taken up"},
+	} {
 		t.Run(fmt.Sprint("step ", step), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				j := &journey{World: admintest.New(t, 2), against: errors.New("node-1 could not be asked")}
 				j.Hook = func(string) {
-					lost := len(j.lines) > 0 && strings.HasPrefix(j.lines[len(j.lines)-1], fmt.Sprint(step-1, " "))
+					text := j.text()
+					lost := !slices.ContainsFunc(tc.done, func(line string) bool { return !strings.Contains(text, line) })
 					j.Nodes[1].Silent = j.Nodes[1].Silent || lost && step < 7
 					j.Servers[1].Down = j.Servers[1].Down || lost && step == 7
 				}
 				_, err := j.run(t.Context())
 				j.Hook = nil
-				if err == nil || !strings.Contains(err.Error(), failed) {
+				if err == nil || !strings.Contains(err.Error(), tc.failed) {
 					t.Fatalf("it ends with %v\n%s", err, j.text())
 				}
 				j.Nodes[1].Silent, j.Servers[1].Down = false, false
