@@ -163,7 +163,7 @@ outages: deps-test build bin/kekd-faults.so ## Take away what kekd stands on, on
 CHAOS ?= 60s
 SEED  ?=
 .PHONY: chaos
-chaos: deps-test build bin/kekd-faults.so ## Two administrators on three nodes of one token while everything breaks (as root; four minutes; CHAOS=30m SEED=7)
+chaos: deps-test build bin/kekd-faults.so ## Two administrators on three nodes of one token while everything breaks (as root; seven minutes; CHAOS=30m SEED=7)
 	$(BUILD) -tags e2eclock -o bin/e2e/kekd-clock ./cmd/kekd
 	@bin="$$(e2e/kube/build.sh etcd kube-apiserver)"; cd e2e && CI=true KEKD_KUBE_BIN="$$bin" $(E2E_BINARIES) KEKD_CLOCK_BIN=$(CURDIR)/bin/e2e/kekd-clock \
 	go test -count=1 -timeout=0 -parallel 4 -v ./chaos/... -args -length=$(CHAOS) $(if $(SEED),-seed=$(SEED))

@@ -114,7 +114,7 @@ func resultOf(err error) string {
 }
 
 // end puts the last event on record and signs the chain. It does not use the command's
-// context: what was done goes on record although the administrator gave up.
+// context: what was done is recorded even if the administrator interrupted kekctl.
 func (t *adminTrail) end(l *audit.Log, event audit.Event) {
 	ctx, cancel := context.WithTimeout(context.Background(), trailClose)
 	defer cancel()

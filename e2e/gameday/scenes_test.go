@@ -168,7 +168,7 @@ func scenes() []*scene {
 			}),
 		},
 		{
-			page: "key-disabled-by-mistake", injected: "a retired key that objects stand under is disabled by force",
+			page: "key-disabled-by-mistake", injected: "a retired key that objects are encrypted under is disabled by force",
 			inject: func(t *testing.T, n *node) {
 				old := rotated(t, n)
 				n.kekd.Command(t, "key", "disable", old, "--yes", "--force", old)
@@ -177,7 +177,7 @@ func scenes() []*scene {
 			broken: unreadable, fresh: true,
 		},
 		{
-			page: "undecryptable-after-rotation", injected: "a retired key that objects stand under is scheduled for destruction by force; kube-apiserver restarts",
+			page: "undecryptable-after-rotation", injected: "a retired key that objects are encrypted under is scheduled for destruction by force; kube-apiserver restarts",
 			inject: func(t *testing.T, n *node) {
 				old := rotated(t, n)
 				n.kekd.Command(t, "key", "destroy", old, "--after", "30d", "--yes", "--force", old)
