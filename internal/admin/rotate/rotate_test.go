@@ -14,7 +14,9 @@ import (
 	"kekd/internal/admin/evidence"
 	"kekd/internal/admin/nodes"
 	"kekd/internal/admin/rotate"
+	"kekd/internal/admin/wait"
 	"kekd/internal/config"
+	"kekd/internal/httpapi"
 	"kekd/internal/kek"
 )
 
@@ -41,6 +43,21 @@ type journey struct {
 	unsound []string
 	// unclear is how many objects may be under any key.
 	unclear int64
+	// latency is how long each node takes to answer.
+	latency time.Duration
+}
+
+// slow is a node that takes its time.
+type slow struct {
+	nodes.Node
+	latency time.Duration
+}
+
+func (s slow) Ask(ctx context.Context) (*httpapi.Status, time.Duration, time.Duration, error) {
+	if err := wait.Pause(ctx, s.latency); err != nil {
+		return nil, 0, 0, err
+	}
+	return s.Node.Ask(ctx)
 }
 
 func (j *journey) run(ctx context.Context) (rotate.Result, error) {
@@ -58,7 +75,7 @@ func (j *journey) run(ctx context.Context) (rotate.Result, error) {
 		Note: j.lines.Add, Clock: time.Now,
 	}
 	for _, n := range w.Nodes {
-		cfg.Nodes = append(cfg.Nodes, nodes.Node(n))
+		cfg.Nodes = append(cfg.Nodes, slow{n, j.latency})
 	}
 	for _, s := range w.Servers {
 		cfg.Servers = append(cfg.Servers, rotate.Server(s))
@@ -289,6 +306,28 @@ func TestInterruptedAtEachStep(t *testing.T) {
 				j.requireEnd(t, result, err)
 			})
 		})
+	}
+}
+
+// TestContinuedLate: a rotation that is continued shortly before the activation gives up
+// no key that the nodes have tested.
+func TestContinuedLate(t *testing.T) {
+	t.Parallel()
+	for left := 40 * time.Second; left > 0; left -= 10 * time.Millisecond {
+		synctest.Test(t, func(t *testing.T) {
+			j := &journey{World: admintest.New(t, 2), delay: time.Minute}
+			ctx, cancel := context.WithTimeout(t.Context(), j.delay-left)
+			defer cancel()
+			if _, err := j.run(ctx); err == nil {
+				t.Fatalf("it succeeds:\n%s", j.text())
+			}
+			j.latency = 20 * time.Millisecond
+			result, err := j.run(t.Context())
+			j.requireEnd(t, result, err)
+		})
+		if t.Failed() {
+			t.Fatalf("with %s left before the activation", left)
+		}
 	}
 }
 
