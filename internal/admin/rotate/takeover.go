@@ -82,12 +82,16 @@ const (
 	cancelShare   = 10
 )
 
+// answerTime is the least time that a node has for an answer: a shorter one would give
+// up a key of which nobody was asked.
+const answerTime = time.Second
+
 // nodes waits until every node has tested the key, which must be while the key can
 // still be cancelled.
 func (r *run) nodes(ctx context.Context) error {
 	left := r.key.Activation.Sub(r.Clock())
-	limit := left - r.margin() - min(max(cancelTime, left/cancelShare), cancelTimeMax)
-	if limit <= 0 {
+	limit := max(left-r.margin()-min(max(cancelTime, left/cancelShare), cancelTimeMax), answerTime)
+	if limit > left-r.margin() {
 		// It is active or about to be, and nothing is gained by giving up.
 		limit = 4 * r.margin()
 	}
