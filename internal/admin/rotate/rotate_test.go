@@ -313,7 +313,7 @@ func TestInterruptedAtEachStep(t *testing.T) {
 // no key that the nodes have tested.
 func TestContinuedLate(t *testing.T) {
 	t.Parallel()
-	for left := 40 * time.Second; left > 0; left -= 10 * time.Millisecond {
+	for left := 20 * time.Second; left > 12*time.Second; left -= 10 * time.Millisecond {
 		synctest.Test(t, func(t *testing.T) {
 			j := &journey{World: admintest.New(t, 2), delay: time.Minute}
 			ctx, cancel := context.WithTimeout(t.Context(), j.delay-left)
