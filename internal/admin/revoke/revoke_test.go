@@ -75,6 +75,21 @@ func (e *emergency) requireRevoked(t *testing.T, id kek.ID, result revoke.Result
 	if k, _ := e.Ring().Lookup(id); k.State != kek.Disabled {
 		t.Errorf("the key is %s", k.State)
 	}
+	if trouble := e.lasts(id); trouble != "" {
+		t.Errorf("%s\n%s", trouble, e.text())
+	}
+}
+
+// lasts says what a node does wrong in the minutes after a revocation that succeeded.
+func (e *emergency) lasts(id kek.ID) string {
+	for begun := time.Now(); time.Since(begun) < 6*time.Minute; time.Sleep(time.Second) {
+		for _, n := range e.Nodes {
+			if under := n.Encrypts(); under == id || under == "" {
+				return fmt.Sprintf("%s after its end %s encrypts under %q", time.Since(begun), n.Name(), under.String())
+			}
+		}
+	}
+	return ""
 }
 
 func TestRevoked(t *testing.T) {
@@ -105,6 +120,12 @@ func TestRevoked(t *testing.T) {
 			e.settle()
 			return e.first()
 		}, 6 * time.Second, 2, []string{"node-1 encrypts under r/"}},
+		{"a node has not reached the key", func(e *emergency) kek.ID {
+			e.Nodes[1].Offset = -time.Minute
+			k := e.Add(time.Now().Add(-30 * time.Second))
+			e.settle()
+			return k.ID
+		}, 70 * time.Second, 3, []string{"node-1 cannot encrypt from the key's activation by its clock, in 30s"}},
 		{"a node is far behind", func(e *emergency) kek.ID {
 			e.Nodes[1].Offset = -20 * time.Second
 			e.Add(time.Now().Add(-4 * time.Second))
@@ -315,6 +336,9 @@ func TestModel(t *testing.T) {
 					if under := n.Encrypts(); under == id || under == "" || !result.Nodes[i].Refuses {
 						rt.Fatalf("it succeeds, and node %d encrypts under %q: %+v\n%s", i, under.String(), result, e.text())
 					}
+				}
+				if trouble := e.lasts(id); trouble != "" {
+					rt.Fatalf("it succeeds, and %s: %+v\n%s", trouble, result, e.text())
 				}
 				return
 			}
