@@ -171,7 +171,13 @@ func (r *run) stillUses(a nodes.Report) string {
 // it does.
 func (r *run) idle(a nodes.Report) string {
 	if under := encryptsUnder(a); under != "" && under != r.key.ID {
-		return ""
+		left := untilActive(a, r.key)
+		if activation, ok := under.Activation(); left == 0 || ok && activation.After(r.key.Activation) {
+			return ""
+		}
+		// A node does not fall back: the key will be its newest, and is disabled.
+		return fmt.Sprintf("it refuses the key and encrypts under %s, but for %s only: by its clock the key activates then, and %s in %s",
+			a.Status.Health.KeyID, left.Round(time.Second), r.heir.KeyID(), untilActive(a, r.heir).Round(time.Second))
 	}
 	if left := untilActive(a, r.heir); left > 0 {
 		return fmt.Sprintf("it refuses the key and cannot encrypt for another %s: by its clock %s activates then", left.Round(time.Second), r.heir.KeyID())
