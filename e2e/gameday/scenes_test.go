@@ -295,7 +295,7 @@ func scenes() []*scene {
 			acts: acts("the HSM is as fast as before", func(t *testing.T, n *node) { n.token.Faults(t) }),
 		},
 		{
-			page: "key-revoked", injected: "twelve Secrets in one stretch are damaged, so that not even kube-apiserver's memory opens them; then the primary is deleted with another tool, and there is no backup",
+			page: "key-revoked", injected: "twelve Secrets that sort next to each other are damaged, and kube-apiserver has no seed in memory that opens them; then another tool deletes the primary, of which there is no backup",
 			inject: func(t *testing.T, n *node) {
 				n.old = n.primary(t)
 				damaged(t, n, 12)
